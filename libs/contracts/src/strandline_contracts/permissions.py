@@ -35,7 +35,10 @@ class Permissions:
 
 
 _DISCOVERY = "$SRV.>"
-_READ_ALL_POLICIES = (f"$JS.API.DIRECT.GET.{POLICY_STREAM}", f"$JS.API.DIRECT.GET.{POLICY_STREAM}.>")
+_READ_ALL_POLICIES = (
+    f"$JS.API.DIRECT.GET.{POLICY_STREAM}",
+    f"$JS.API.DIRECT.GET.{POLICY_STREAM}.>",
+)
 
 
 def _pull(stream: str, consumer: str) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ MAX_SOURCES_PER_SERVER = 256
 class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A data source: a thing that is protected as a whole.
 
-    `paths` are absolute, as bytes. `excludes` and `includes` are gitignore lines, relative to each
-    path; an include line makes an exception to the excludes. `protected` is false after
+    `paths` are absolute, as bytes. `excludes` are gitignore lines, relative to each path; a line
+    that begins with `!` makes an exception to those before it. `protected` is false after
     `unprotect`: no new recovery points, the replica stays.
     """
 

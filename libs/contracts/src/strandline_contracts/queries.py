@@ -51,7 +51,7 @@ class SourceList(Message, frozen=True, kw_only=True, tag="source_list"):
 
 
 class PointsOf(Message, frozen=True, kw_only=True, tag="points_of"):
-    """Ask for the recovery points of a source with numbers below `before` (0: newest on), falling."""
+    """Ask for a source's recovery points with numbers below `before` (0: newest on), falling."""
 
     source: str
     before: int = 0

@@ -132,7 +132,7 @@ class End(Message, frozen=True, kw_only=True, tag="end"):
 
 
 class Wait(Message, frozen=True, kw_only=True, tag="wait"):
-    """Ask to be answered when batch `seq` is durable, the job has ended, or `timeout_ms` are over."""
+    """Ask for an answer when batch `seq` is durable, the job has ended, or `timeout_ms` are up."""
 
     source: str
     job: str

@@ -1,0 +1,162 @@
+"""Events that wait in SQLite until the bus has them.
+
+An event is stored in the transaction that makes it true, and leaves when JetStream has confirmed
+it; so it is told at least once, in order, with a number that shows every gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sqlite3
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from strandline_contracts.codec import decode, encode
+from strandline_contracts.events import Data, Event
+from strandline_runtime import metrics
+from strandline_runtime.bus import Bus
+from strandline_runtime.errors import BusError
+from strandline_runtime.logs import logger
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    event BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS outbox_numbers (
+    noun TEXT NOT NULL,
+    source TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (noun, source)
+) WITHOUT ROWID;
+"""
+"""An outbox's tables, for executescript. All of a noun's events of an origin go through one."""
+
+PUMP_BATCH = 64
+LOOK_AGAIN_S = 30.0
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 10.0
+
+OnDatabase = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
+"""Runs a function on the right connection, in the right thread, as one transaction."""
+
+
+def next_number(conn: sqlite3.Connection, noun: str, source: str) -> int:
+    """Take the next number of this noun and source, from 1."""
+    row = conn.execute(
+        "INSERT INTO outbox_numbers VALUES (?, ?, 1)"
+        " ON CONFLICT DO UPDATE SET number = number + 1 RETURNING number",
+        (noun, source),
+    ).fetchone()
+    return int(row[0])
+
+
+def put(conn: sqlite3.Connection, event: Event) -> None:
+    """Store `event` for delivery; belongs into the transaction of what it tells."""
+    conn.execute("INSERT INTO outbox (event) VALUES (?)", (encode(event),))
+
+
+def record(
+    conn: sqlite3.Connection,
+    *,
+    site: str,
+    origin: str,
+    noun: str,
+    verb: str,
+    source: str,
+    time_ns: int,
+    data: Data,
+) -> Event:
+    """Make an event with a new id and the next number, put it, and return it."""
+    event = Event(
+        id=secrets.token_hex(16),
+        site=site,
+        origin=origin,
+        noun=noun,
+        verb=verb,
+        source=source,
+        number=next_number(conn, noun, source),
+        time_ns=time_ns,
+        data=data,
+    )
+    put(conn, event)
+    return event
+
+
+def pending(conn: sqlite3.Connection, limit: int) -> list[tuple[int, Event]]:
+    """Return the oldest undelivered events with their outbox ids, in order."""
+    rows = conn.execute("SELECT id, event FROM outbox ORDER BY id LIMIT ?", (limit,)).fetchall()
+    return [(key, decode(event, Event)) for key, event in rows]
+
+
+def done(conn: sqlite3.Connection, key: int) -> None:
+    """Forget a delivered event."""
+    conn.execute("DELETE FROM outbox WHERE id = ?", (key,))
+
+
+class OutboxPump:
+    """Delivers an outbox's events in order, each until the bus has confirmed it."""
+
+    def __init__(self, bus: Bus, on_database: OnDatabase) -> None:
+        self._bus = bus
+        self._on_database = on_database
+        self._poked = asyncio.Event()
+        self._log = logger()
+
+    def poke(self) -> None:
+        """Tell that there may be something to deliver (from the event loop's thread)."""
+        self._poked.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until `stop`; an outage of the bus only delays.
+
+        An event that the bus will never take (not retryable) is logged and dropped: it would hold
+        up all that follow, and receivers see the gap in its number.
+        """
+        retry_s = 0.0
+        while not stop.is_set():
+            self._poked.clear()
+            try:
+                more = await self._deliver() == PUMP_BATCH
+            except BusError as error:
+                retry_s = min(RETRY_MAX_S, max(RETRY_FIRST_S, 2 * retry_s))
+                self._log.warning("outbox.waiting", code=error.code, error=str(error))
+                # A poke does not shorten this: only time, or the bus, helps now.
+                await _first_of([stop], retry_s)
+            else:
+                retry_s = 0.0
+                if not more:
+                    await _first_of([stop, self._poked], LOOK_AGAIN_S)
+
+    async def _deliver(self) -> int:
+        batch: list[tuple[int, Event]] = await self._on_database(
+            lambda conn: pending(conn, PUMP_BATCH)
+        )
+        metrics.OUTBOX_PENDING.set(len(batch))
+        for key, event in batch:
+            try:
+                await self._bus.publish(
+                    event.subject(), encode(event), msg_id=event.id, headers=event.headers()
+                )
+            except BusError as error:
+                if error.retryable:
+                    raise
+                self._log.error("outbox.dropped", id=event.id, code=error.code, error=str(error))
+            await self._on_database(partial(_forget, key))
+        return len(batch)
+
+
+def _forget(key: int, conn: sqlite3.Connection) -> None:
+    done(conn, key)
+
+
+async def _first_of(events: list[asyncio.Event], timeout_s: float) -> None:
+    """Wait until one of the events is set, or the time is over."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waiting:
+            each.cancel()
