@@ -1,0 +1,465 @@
+"""Reading files whose content may have changed: which blocks differ, as chunks ready to ship.
+
+A file is read in groups of four pages (16 MiB), by several threads where it is large. Holes are
+skipped by SEEK_DATA, so their size does not matter. A file that changes while it is read is read
+again, at most three times, and then kept as it was met, marked `changing`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from backports import zstd
+from blake3 import blake3
+
+from strandline_agent import linux
+from strandline_agent.attributes import (
+    inode_differs,
+    make_inode,
+    may_change_unseen,
+    read_xattrs,
+    row_of,
+)
+from strandline_agent.blocks import HOLE, blocks_of, changed_runs, digests
+from strandline_agent.errors import PipelineStopped
+from strandline_agent.known import PAGE_BLOCKS, FileRow, KnownIndex
+from strandline_agent.outgoing import ChunkOut, GoneInode, GoneName, Outgoing
+from strandline_agent.packing import Packed, Packer, cut
+from strandline_contracts.points import (
+    BLOCK_BYTES,
+    BLOCK_DIGEST_BYTES,
+    CODEC_RAW,
+    CODEC_ZSTD,
+    EXTENT_DATA,
+    Extent,
+    Issue,
+)
+
+READERS = 2
+MAX_WAITING_FILES = 64
+GROUP_PAGES = 4
+STEP_BYTES = 1024 * 1024
+"""What is read at once."""
+TRIES = 3
+RETRY_WAIT_S = 0.05
+COMPRESSION_LEVEL = 1
+
+PAGE_BYTES = PAGE_BLOCKS * BLOCK_BYTES
+
+FetchDigests = Callable[[int, int, int], bytes]
+"""Asks the store for the digests of blocks (file, start, blocks), holes as HOLE."""
+
+
+class ToRead:
+    """A file to be read: open, with what the walk saw of it and what the replica has (`row`)."""
+
+    __slots__ = ("birth_ns", "fd", "file", "fs", "path", "row", "stat")
+
+    def __init__(
+        self,
+        fd: int,
+        file: int,
+        path: bytes,
+        *,
+        stat: os.stat_result,
+        fs: int,
+        birth_ns: int,
+        row: FileRow | None,
+    ) -> None:
+        self.fd = fd
+        self.file = file
+        self.path = path
+        self.stat = stat
+        self.fs = fs
+        self.birth_ns = birth_ns
+        self.row = row
+
+
+class _Reading:
+    """A file that is being read: its groups of pages, and how many are out."""
+
+    def __init__(self, task: ToRead, index: KnownIndex) -> None:
+        self.task = task
+        self.tries = 0
+        self.error: OSError | None = None
+        self.content_changed = False
+        self._index = index
+        self.start()
+
+    def start(self) -> None:
+        """Begin at the front; the state that this try is to find is `before`."""
+        self.tries += 1
+        self.clock_ns = linux.file_clock_ns()
+        self.before = os.fstat(self.task.fd)
+        self.out = 0
+        self._pages = self._needed_pages()
+        self._next: list[int] | None = self._group()
+        self.is_large = len(self._next) == GROUP_PAGES
+
+    def _group(self) -> list[int]:
+        try:
+            return list(islice(self._pages, GROUP_PAGES))
+        except OSError as error:
+            self.error = error
+            return []
+
+    def take(self) -> list[int]:
+        """Return the next group; `exhausted` tells whether it was the last."""
+        assert self._next is not None
+        group, self._next = self._next, self._group() or None
+        self.out += 1
+        return group
+
+    @property
+    def exhausted(self) -> bool:
+        return self._next is None
+
+    def _needed_pages(self) -> Iterator[int]:
+        """Pages that hold data now, or that the index has something of, rising."""
+        size = self.before.st_size
+        known: deque[int] = deque()
+        if self.task.row is not None or self.tries > 1:
+            end = (size + PAGE_BYTES - 1) // PAGE_BYTES
+            known.extend(self._index.pages(self.task.file, 0, end))
+        at = next_data(self.task.fd, 0, size)
+        while at < size or known:
+            page = at // PAGE_BYTES
+            if known and (at >= size or known[0] <= page):
+                page = known.popleft()
+            yield page
+            if at < size and at // PAGE_BYTES <= page:
+                at = next_data(self.task.fd, (page + 1) * PAGE_BYTES, size)
+
+
+def next_data(fd: int, at: int, size: int) -> int:
+    """Return where the next data at or after `at` begin; `size` when there are none."""
+    if at >= size:
+        return size
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size
+        if error.errno == errno.EINVAL:
+            return at
+        raise
+
+
+def data_runs(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of [start, end) that hold data, widened to whole blocks, rising."""
+    at = start
+    while at < end:
+        begin = next_data(fd, at, end)
+        if begin >= end:
+            return
+        try:
+            stop = os.lseek(fd, begin, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno not in (errno.ENXIO, errno.EINVAL):
+                raise
+            stop = end
+        begin = max(at, begin // BLOCK_BYTES * BLOCK_BYTES)
+        stop = min(end, blocks_of(stop) * BLOCK_BYTES)
+        if begin < stop:
+            yield begin, stop
+        at = max(stop, begin + BLOCK_BYTES)
+
+
+class Readers:
+    """The threads that read; `read` hands them a file and waits while 64 are waiting.
+
+    `read_bytes`, `dirty_bytes`, `shipped_bytes` count plain bytes. With `offer` the chunks of new
+    files are left to be offered to the store before they are compressed. `fetch` is asked for
+    digests that the index does not have; without it such blocks are shipped.
+    """
+
+    def __init__(
+        self, index: KnownIndex, out: Outgoing, *, offer: bool, fetch: FetchDigests | None
+    ) -> None:
+        self._index = index
+        self._out = out
+        self._offer = offer
+        self._fetch = fetch
+        self._waiting: deque[ToRead] = deque()
+        self._open: deque[_Reading] = deque()
+        self._changed = threading.Condition()
+        self._busy = 0
+        self._closed = False
+        self._stopped = False
+        self.read_bytes = 0
+        self.dirty_bytes = 0
+        self.partial = False
+
+    def read(self, task: ToRead) -> None:
+        """Have a file read. Raises PipelineStopped."""
+        with self._changed:
+            while len(self._waiting) >= MAX_WAITING_FILES and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                os.close(task.fd)
+                raise PipelineStopped("the job has stopped")
+            self._waiting.append(task)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Tell that no more files come: the threads end when all are read."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let the threads end soon; files that wait are not read."""
+        with self._changed:
+            self._stopped = True
+            while self._waiting:
+                os.close(self._waiting.popleft().fd)
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Read until there is no more: the body of each thread. Raises PipelineStopped."""
+        worker = _Worker(self._index, self._out, self._offer, self._fetch)
+        try:
+            while (work := self._take()) is not None:
+                self._work(worker, *work)
+            worker.flush()
+        finally:
+            with self._changed:
+                self.read_bytes += worker.read_bytes
+                self.dirty_bytes += worker.dirty_bytes
+
+    def _take(self) -> tuple[_Reading, list[int]] | None:
+        with self._changed:
+            while not self._stopped:
+                if self._open:
+                    reading = self._open[0]
+                    group = reading.take()
+                    if reading.exhausted:
+                        self._open.popleft()
+                    return reading, group
+                if self._waiting:
+                    reading = _Reading(self._waiting.popleft(), self._index)
+                    self._busy += 1
+                    self._open.append(reading)
+                    self._changed.notify_all()
+                elif self._closed and not self._busy:
+                    return None
+                else:
+                    self._changed.wait()
+        raise PipelineStopped("the job has stopped")
+
+    def _work(self, worker: _Worker, reading: _Reading, group: list[int]) -> None:
+        try:
+            for page in group:
+                if worker.read_page(reading, page):
+                    reading.content_changed = True
+            if reading.is_large:
+                worker.flush()
+        except OSError as error:
+            reading.error = error
+        except BaseException:
+            self._end(reading)
+            raise
+        with self._changed:
+            reading.out -= 1
+            if reading.out or not reading.exhausted:
+                return
+        self._finish(worker, reading)
+
+    def _finish(self, worker: _Worker, reading: _Reading) -> None:
+        after = os.fstat(reading.task.fd)
+        before = reading.before
+        is_calm = (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (
+            after.st_size,
+            after.st_mtime_ns,
+            after.st_ctime_ns,
+        )
+        if not is_calm and reading.error is None and reading.tries < TRIES:
+            # What this try has found goes out before what the next one finds.
+            worker.flush()
+            time.sleep(RETRY_WAIT_S * reading.tries)
+            reading.start()
+            with self._changed:
+                self._open.append(reading)
+                self._changed.notify_all()
+            return
+        try:
+            if reading.error is not None:
+                self._failed(worker, reading, reading.error)
+            else:
+                self._keep(reading, changing=not is_calm)
+        finally:
+            self._end(reading)
+
+    def _end(self, reading: _Reading) -> None:
+        with self._changed:
+            os.close(reading.task.fd)
+            self._busy -= 1
+            self._changed.notify_all()
+
+    def _keep(self, reading: _Reading, *, changing: bool) -> None:
+        task = reading.task
+        xattrs, problems = read_xattrs(task.fd)
+        inode = make_inode(
+            task.file,
+            reading.before,
+            fs=task.fs,
+            birth_ns=task.birth_ns,
+            xattrs=xattrs,
+            changing=changing,
+        )
+        suspect = changing or may_change_unseen(reading.before, reading.clock_ns)
+        row = row_of(inode, size=inode.size, suspect=suspect, changed=0)
+        if task.row is not None:
+            row = row._replace(changed=task.row.changed)
+        if task.row is None or inode_differs(inode, task.row):
+            self._out.put(inode)
+        self._index.put_file(row, content_changed=reading.content_changed)
+        for text in problems:
+            self._out.put(Issue(task.path, "metadata", text))
+        if changing:
+            text = f"it changed each of the {TRIES} times that it was read"
+            self._out.put(Issue(task.path, "changing", text))
+
+    def _failed(self, worker: _Worker, reading: _Reading, error: OSError) -> None:
+        task = reading.task
+        self.partial = True
+        text = error.strerror or str(error)
+        if task.row is None:
+            worker.flush()
+            self._out.put(*(GoneName(*name) for name in self._index.retract(task.file)))
+            self._out.put(GoneInode(task.file))
+            self._out.put(Issue(task.path, "unreadable", text))
+            return
+        if reading.content_changed:
+            # Blocks that could be read are new: the index must not take the file for unchanged.
+            self._index.put_file(task.row._replace(ctime_ns=0))
+        self._out.put(Issue(task.path, "stale", f"{text}; what could not be read is older"))
+
+
+class _Worker:
+    """What one reading thread has of its own: buffers, a compressor, and a chunk begun."""
+
+    def __init__(
+        self, index: KnownIndex, out: Outgoing, offer: bool, fetch: FetchDigests | None
+    ) -> None:
+        self._index = index
+        self._out = out
+        self._offer = offer
+        self._fetch = fetch
+        self._buffer = memoryview(bytearray(STEP_BYTES))
+        self._packer = Packer()
+        self._compressor = zstd.ZstdCompressor(level=COMPRESSION_LEVEL)
+        self.read_bytes = 0
+        self.dirty_bytes = 0
+
+    def read_page(self, reading: _Reading, page: int) -> bool:
+        """Read one page of a file and send out what differs; tells whether anything did."""
+        task = reading.task
+        first = page * PAGE_BLOCKS
+        blocks = min(PAGE_BLOCKS, blocks_of(reading.before.st_size) - first)
+        old = self._old_digests(reading, page, first, blocks)
+        new = bytearray()
+        for start, end in data_runs(task.fd, first * BLOCK_BYTES, (first + blocks) * BLOCK_BYTES):
+            self._hole(task, old, new, first, start // BLOCK_BYTES)
+            at = start
+            while at < end:
+                # Steps end at multiples of their size, so that chunks are cut at theirs.
+                size = min(end - at, STEP_BYTES - at % STEP_BYTES)
+                self._step(task, old, new, first, at=at, size=size)
+                at += size
+        self._hole(task, old, new, first, first + blocks)
+        found = bytes(new)
+        if old is not None and found == old.ljust(len(found), b"\0"):
+            return False
+        self._index.put_page(task.file, page, b"" if found.count(0) == len(found) else found)
+        return True
+
+    def _old_digests(self, reading: _Reading, page: int, first: int, blocks: int) -> bytes | None:
+        task = reading.task
+        if task.row is None and reading.tries == 1:
+            return b""
+        old = self._index.page(task.file, page)
+        if old is None and self._fetch is not None and task.row is not None:
+            held = min(blocks, blocks_of(task.row.size) - first)
+            old = self._fetch(task.file, first, held) if held > 0 else b""
+            # Whatever differs or not, the index has them again from now on.
+            self._index.put_page(task.file, page, old)
+        return old[: blocks * BLOCK_DIGEST_BYTES] if old is not None else None
+
+    def _hole(
+        self, task: ToRead, old: bytes | None, new: bytearray, first: int, until: int
+    ) -> None:
+        """Note that the blocks up to `until` are a hole."""
+        done = len(new)
+        new += HOLE * (until - first - done // BLOCK_DIGEST_BYTES)
+        start = first + done // BLOCK_DIGEST_BYTES
+        self._runs(task, _part(old, done, len(new)), bytes(new[done:]), start, None)
+
+    def _step(
+        self, task: ToRead, old: bytes | None, new: bytearray, first: int, *, at: int, size: int
+    ) -> None:
+        view = self._buffer[:size]
+        got = _read_fully(task.fd, view, at)
+        if got < size:
+            view[got:] = bytes(size - got)
+        self.read_bytes += got
+        done = len(new)
+        found = digests(view)
+        new += found
+        start = first + done // BLOCK_DIGEST_BYTES
+        self._runs(task, _part(old, done, len(new)), found, start, view)
+
+    def _runs(
+        self, task: ToRead, old: bytes | None, new: bytes, first: int, view: memoryview | None
+    ) -> None:
+        for start, blocks, kind in changed_runs(old, new, first):
+            if kind != EXTENT_DATA:
+                self._out.put(Extent(task.file, start, blocks, kind))
+                continue
+            assert view is not None
+            self.dirty_bytes += blocks * BLOCK_BYTES
+            for piece, count in cut(start, blocks):
+                at = (piece - first) * BLOCK_BYTES
+                plain = view[at : at + count * BLOCK_BYTES]
+                for packed in self._packer.add(task.file, piece, plain, task.row is None):
+                    self._ship(packed)
+
+    def flush(self) -> None:
+        """Send out the chunk that is begun."""
+        for packed in self._packer.flush():
+            self._ship(packed)
+
+    def _ship(self, packed: Packed) -> None:
+        plain, places, may_be_held = packed
+        digest = blake3(plain).digest()
+        if self._offer and may_be_held:
+            self._out.put(ChunkOut(digest, len(plain), None, bytes(plain), places))
+        else:
+            codec, data = compress(self._compressor, plain)
+            self._out.put(ChunkOut(digest, len(plain), codec, data, places))
+
+
+def compress(compressor: zstd.ZstdCompressor, plain: bytes | memoryview) -> tuple[int, bytes]:
+    """Return the codec and stored bytes of a chunk: raw when compressing does not make it less."""
+    data = compressor.compress(plain, zstd.ZstdCompressor.FLUSH_FRAME)
+    return (CODEC_ZSTD, data) if len(data) < len(plain) else (CODEC_RAW, bytes(plain))
+
+
+def _part(old: bytes | None, start: int, end: int) -> bytes | None:
+    return None if old is None else old[start:end]
+
+
+def _read_fully(fd: int, view: memoryview, at: int) -> int:
+    got = 0
+    while got < len(view):
+        count = os.preadv(fd, [view[got:]], at + got)
+        if count == 0:
+            break
+        got += count
+    return got

@@ -1,0 +1,84 @@
+"""Making the index anew from the store's newest recovery point, its block digests included."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from strandline_agent.attributes import row_of
+from strandline_agent.blocks import HOLE, blocks_of
+from strandline_agent.errors import AgentError
+from strandline_agent.known import PAGE_BLOCKS, FileRow, KnownIndex
+from strandline_agent.store_view import StoreView
+from strandline_contracts.errors import StrandlineError
+from strandline_contracts.points import BLOCK_DIGEST_BYTES, ROOT, Inode, Name
+
+FOLDERS_PER_LIST = 256
+DIGEST_CALLS_IN_FLIGHT = 8
+FILES_PER_ROUND = 256
+
+
+async def rebuild(view: StoreView, index: KnownIndex) -> None:
+    """Make `index` mirror the recovery point of `view`, read from the store's own bytes.
+
+    Blocks that the store cannot read are left unknown, so that they are shipped again.
+    """
+    assert view.point is not None
+    first_file = int(time.time()) << 20
+    await asyncio.to_thread(index.clear, first_file=first_file)
+    root = await view.root()
+    if root is None or root.type != "d":
+        raise AgentError("the newest recovery point has no root folder", code="store.bad_answer")
+    await asyncio.to_thread(index.fill, [_row(root)], [])
+    await _fill_tree(view, index)
+    after = 0
+    while files := await asyncio.to_thread(index.regular_files, after, FILES_PER_ROUND):
+        after = files[-1].id
+        await _fill_digests(view, index, files)
+    await asyncio.to_thread(index.set_mirrored, view.point.number, view.point.digest)
+
+
+async def _fill_tree(view: StoreView, index: KnownIndex) -> None:
+    waiting = [ROOT]
+    while waiting:
+        folders, waiting = waiting[:FOLDERS_PER_LIST], waiting[FOLDERS_PER_LIST:]
+        async for page in view.entries(folders):
+            waiting += [inode.file for inode in page.inodes if inode.type == "d"]
+            await asyncio.to_thread(
+                index.fill,
+                [_row(inode) for inode in page.inodes],
+                [_name(name) for name in page.names],
+            )
+
+
+async def _fill_digests(view: StoreView, index: KnownIndex, files: list[FileRow]) -> None:
+    room = asyncio.Semaphore(DIGEST_CALLS_IN_FLIGHT)
+
+    async def one(file: FileRow, page: int) -> tuple[int, int, bytes]:
+        first = page * PAGE_BLOCKS
+        blocks = min(PAGE_BLOCKS, blocks_of(file.size) - first)
+        async with room:
+            try:
+                digests = await view.digests(file.id, first, blocks)
+            except StrandlineError as error:
+                if error.retryable:
+                    raise
+                return file.id, page, b""
+        return file.id, page, digests
+
+    by_id = {file.id: file for file in files}
+    wanted = [(by_id[file], page) for file, page in sorted(await view.pages(list(by_id)))]
+    for at in range(0, len(wanted), FILES_PER_ROUND):
+        part = wanted[at : at + FILES_PER_ROUND]
+        pages = await asyncio.gather(*(one(file, page) for file, page in part))
+        whole_holes = (HOLE * PAGE_BLOCKS)[: PAGE_BLOCKS * BLOCK_DIGEST_BYTES]
+        kept = [page for page in pages if not page[2] or not whole_holes.startswith(page[2])]
+        await asyncio.to_thread(index.fill_pages, kept)
+
+
+def _row(inode: Inode) -> FileRow:
+    return row_of(inode, size=inode.size, suspect=False, changed=0)
+
+
+def _name(name: Name) -> tuple[int, bytes, int]:
+    return name.parent, name.name, name.file

@@ -1,0 +1,102 @@
+"""What a reader may see: all of a recovery point, or what lies below the paths of its grant."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from itertools import islice
+
+from strandline_contracts.points import ROOT
+from strandline_replica_store import tree
+from strandline_replica_store.errors import NotAllowed
+
+KEPT_VERDICTS = 10_000
+MAX_DEPTH = 4096
+FILES_LOOKED_AT = 10_000
+"""So many files that share a chunk are looked at to find one that the grant allows."""
+
+
+def within(path: bytes, granted: Sequence[bytes]) -> bool:
+    """Tell whether `path` lies at, below or above one of the granted paths."""
+    steps = _steps(path)
+    for other in map(_steps, granted):
+        depth = min(len(steps), len(other))
+        if steps[:depth] == other[:depth]:
+            return True
+    return False
+
+
+def _steps(path: bytes) -> list[bytes]:
+    return [name for name in path.split(b"/") if name]
+
+
+class Scope:
+    """The files of one recovery point that a grant allows; of one thread at a time.
+
+    `paths` empty means all of them. Folders above a granted path may be listed, but show only the
+    names that lead there.
+    """
+
+    def __init__(self, conn: sqlite3.Connection, point: int, paths: Sequence[bytes]) -> None:
+        self.whole = not paths
+        self._point = point
+        self._roots: set[int] = set()
+        self._above: dict[int, set[bytes]] = {}
+        self._verdicts: dict[int, bool] = {}
+        for path in paths:
+            steps = tree.resolve(conn, point, path)
+            if steps is None:
+                continue
+            self._roots.add(tree.child(conn, point, *steps[-1]) or 0 if steps else ROOT)
+            for folder, name in steps:
+                self._above.setdefault(folder, set()).add(name)
+
+    def check_file(self, conn: sqlite3.Connection, file: int) -> None:
+        """Raise NotAllowed unless `file` lies at or below a granted path."""
+        if not self.whole and not self._allows(conn, file):
+            raise NotAllowed(f"the grant does not cover file {file}")
+
+    def check_seen(self, conn: sqlite3.Connection, file: int) -> None:
+        """As `check_file`, but folders above a granted path may be seen, too."""
+        if file not in self._above:
+            self.check_file(conn, file)
+
+    def names_in(self, conn: sqlite3.Connection, folder: int) -> set[bytes] | None:
+        """Return the names of `folder` that may be seen, None for all; raise NotAllowed."""
+        if self.whole or self._allows(conn, folder):
+            return None
+        if folder in self._above:
+            return self._above[folder]
+        raise NotAllowed(f"the grant does not cover folder {folder}")
+
+    def check_chunk(self, conn: sqlite3.Connection, chunk: int) -> None:
+        """Raise NotAllowed unless a file that may be read has bytes in `chunk`."""
+        files = tree.files_of_chunk(conn, self._point, chunk)
+        if self.whole:
+            allowed = next(files, None) is not None
+        else:
+            allowed = any(self._allows(conn, file) for file in islice(files, FILES_LOOKED_AT))
+        if not allowed:
+            raise NotAllowed(f"chunk {chunk} is not part of what may be read")
+
+    def _allows(self, conn: sqlite3.Connection, file: int) -> bool:
+        verdict = self._verdicts.get(file)
+        if verdict is None:
+            verdict = self._climb(conn, file)
+            if len(self._verdicts) >= KEPT_VERDICTS:
+                self._verdicts.clear()
+            self._verdicts[file] = verdict
+        return verdict
+
+    def _climb(self, conn: sqlite3.Connection, file: int) -> bool:
+        """Tell whether some way up from `file` (hard links have several) meets a granted path."""
+        seen: set[int] = set()
+        level = {file}
+        while level and len(seen) < MAX_DEPTH:
+            if level & self._roots:
+                return True
+            seen |= level
+            level = {
+                parent for each in level for parent, _ in tree.parents(conn, self._point, each)
+            } - seen
+        return False

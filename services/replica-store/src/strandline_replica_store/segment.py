@@ -1,0 +1,208 @@
+"""Segments: append-only files of chunks (docs/formats/replica.md, "Segment")."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES
+from strandline_replica_store import durable
+from strandline_replica_store.chunk_check import STORED_MAX_BYTES
+from strandline_replica_store.errors import Damaged
+
+SEGMENT_LIMIT_BYTES = 256 * 1024 * 1024
+SEGMENT_HEADER_BYTES = 64
+CHUNK_HEADER_BYTES = 144
+
+_SEGMENT_MAGIC = b"SLSEG\0\0\1"
+_CHUNK_MAGIC = b"SLCK"
+_SEGMENT = struct.Struct("<8sQ16s24x")
+_CHUNK = struct.Struct("<4sBBBBQII16x12x12x32s32s8x")
+_SELF_DIGEST_BYTES = 8
+
+
+class ChunkHeader(NamedTuple):
+    """What stands before a chunk's stored bytes."""
+
+    id: int
+    codec: int
+    plain_bytes: int
+    stored_bytes: int
+    plain_digest: bytes
+    stored_digest: bytes
+
+
+def _sealed(header: bytes) -> bytes:
+    return header + blake3(header).digest(length=_SELF_DIGEST_BYTES)
+
+
+def _unsealed(data: bytes | memoryview, size_bytes: int) -> memoryview:
+    view = memoryview(data)
+    body, seal = view[: size_bytes - _SELF_DIGEST_BYTES], view[size_bytes - 8 : size_bytes]
+    if len(view) < size_bytes or blake3(body).digest(length=_SELF_DIGEST_BYTES) != seal:
+        raise Damaged("a header does not match its digest")
+    return body
+
+
+def pack_segment_header(number: int, source: str) -> bytes:
+    """Return the 64 bytes with which segment `number` of `source` begins."""
+    return _sealed(_SEGMENT.pack(_SEGMENT_MAGIC, number, source.encode("ascii")))
+
+
+def parse_segment_header(data: bytes | memoryview) -> tuple[int, str]:
+    """Return number and source of a segment, else raise Damaged."""
+    magic, number, source = _SEGMENT.unpack(_unsealed(data, SEGMENT_HEADER_BYTES))
+    if magic != _SEGMENT_MAGIC:
+        raise Damaged("not a segment of version 1")
+    try:
+        return number, source.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise Damaged("a segment of a source that is none") from error
+
+
+def pack_chunk_header(
+    chunk: int, codec: int, plain_bytes: int, plain_digest: bytes, stored: bytes | memoryview
+) -> bytes:
+    """Return the 144 bytes that stand before `stored`."""
+    stored_digest = blake3(stored).digest()
+    header = _CHUNK.pack(
+        _CHUNK_MAGIC, 1, codec, 0, 0, chunk, plain_bytes, len(stored), plain_digest, stored_digest
+    )
+    return _sealed(header)
+
+
+def parse_chunk_header(data: bytes | memoryview) -> ChunkHeader:
+    """Return what the first 144 bytes of `data` say of a chunk, else raise Damaged."""
+    body = _unsealed(data, CHUNK_HEADER_BYTES)
+    magic, version, codec, cipher, flags, chunk, plain_bytes, stored_bytes, plain, stored = (
+        _CHUNK.unpack(body)
+    )
+    if magic != _CHUNK_MAGIC or version != 1:
+        raise Damaged("not a chunk of version 1")
+    if cipher or flags:
+        raise Damaged(f"chunk {chunk} is encrypted, which this version cannot read")
+    if not 0 < plain_bytes <= CHUNK_BYTES or plain_bytes % BLOCK_BYTES:
+        raise Damaged(f"chunk {chunk} has {plain_bytes} plain bytes")
+    if not 0 < stored_bytes <= STORED_MAX_BYTES:
+        raise Damaged(f"chunk {chunk} has {stored_bytes} stored bytes")
+    return ChunkHeader(chunk, codec, plain_bytes, stored_bytes, plain, stored)
+
+
+def check_stored(data: bytes | memoryview) -> tuple[ChunkHeader, memoryview]:
+    """Return header and stored bytes of the chunk at the start of `data`, else raise Damaged."""
+    header = parse_chunk_header(data)
+    stored = memoryview(data)[CHUNK_HEADER_BYTES : CHUNK_HEADER_BYTES + header.stored_bytes]
+    if len(stored) != header.stored_bytes or blake3(stored).digest() != header.stored_digest:
+        raise Damaged(f"chunk {header.id} does not match its stored digest")
+    return header, stored
+
+
+def path_of(folder: str, number: int) -> str:
+    """Return the path of segment `number` below the segments' folder."""
+    return os.path.join(folder, f"{number:08d}.sls")
+
+
+def numbers_in(folder: str) -> list[int]:
+    """Return the numbers of the segments in a folder, rising."""
+    names = (name for name in os.listdir(folder) if name.endswith(".sls"))
+    return sorted(int(name[:-4]) for name in names if name[:-4].isdigit())
+
+
+def scan(path: str, start: int = SEGMENT_HEADER_BYTES) -> Iterator[tuple[int, ChunkHeader]]:
+    """Yield (offset, header) of each whole chunk from `start` on; end at the first that is not."""
+    with open(path, "rb", buffering=1024 * 1024) as file:
+        file.seek(start)
+        offset = start
+        while True:
+            head = file.read(CHUNK_HEADER_BYTES)
+            try:
+                header = parse_chunk_header(head)
+                check_stored(head + file.read(header.stored_bytes))
+            except Damaged:
+                return
+            yield offset, header
+            offset += CHUNK_HEADER_BYTES + header.stored_bytes
+
+
+class SegmentWriter:
+    """The end of the last segment of a replica; used by one thread at a time."""
+
+    def __init__(self, folder: str, source: str, limit_bytes: int = SEGMENT_LIMIT_BYTES) -> None:
+        self._folder = folder
+        self._source = source
+        self._limit_bytes = limit_bytes
+        self._fd = -1
+        self._pending: list[bytes | memoryview] = []
+        self.number = 0
+        self.end_bytes = 0
+        self._safe = (0, 0)
+
+    def resume(self, number: int, end_bytes: int) -> None:
+        """Go on after `end_bytes` of segment `number`; what lies behind is cut off."""
+        self.close()
+        self._fd = durable.open_for_append(path_of(self._folder, number))
+        if os.lseek(self._fd, 0, os.SEEK_END) != end_bytes:
+            durable.truncate(self._fd, end_bytes)
+        self.number, self.end_bytes = number, end_bytes
+        self._safe = (number, end_bytes)
+
+    def append(self, header: bytes, stored: bytes | memoryview) -> tuple[int, int]:
+        """Take a chunk for the next `flush`; return (segment, offset) where it will stand."""
+        if self._fd < 0 or self.end_bytes >= self._limit_bytes:
+            self._begin()
+        place = (self.number, self.end_bytes)
+        self._pending.append(header)
+        self._pending.append(stored)
+        self.end_bytes += len(header) + len(stored)
+        return place
+
+    def _begin(self) -> None:
+        """Close the segment, its bytes safe, and make the next one."""
+        self._write()
+        if self._fd >= 0:
+            durable.sync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        number = self.number + 1
+        self._fd = durable.create(path_of(self._folder, number))
+        self.number = number
+        self.end_bytes = durable.write_all(self._fd, [pack_segment_header(number, self._source)])
+        durable.sync_folder(self._folder)
+
+    def _write(self) -> None:
+        pending, self._pending = self._pending, []
+        if pending:
+            durable.write_all(self._fd, pending)
+
+    def flush(self) -> None:
+        """Bring all chunks that were appended to the disk. Raises OSError."""
+        self._write()
+        if (self.number, self.end_bytes) != self._safe:
+            durable.sync(self._fd)
+            self._safe = (self.number, self.end_bytes)
+
+    def undo(self) -> None:
+        """Forget what was appended since the last `flush`, in the files too."""
+        self._pending = []
+        self.cut(*self._safe)
+
+    def cut(self, number: int, end_bytes: int) -> None:
+        """Make `end_bytes` of segment `number` the end of the replica's segments (0: have none)."""
+        self.close()
+        for later in numbers_in(self._folder):
+            if later > number:
+                durable.remove(path_of(self._folder, later))
+        self.number = self.end_bytes = 0
+        self._safe = (0, 0)
+        if number:
+            self.resume(number, end_bytes)
+
+    def close(self) -> None:
+        self._pending = []
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
