@@ -210,7 +210,7 @@ MESSAGES: dict[str, Message] = {
     "extent_page": reading.ExtentPage(extents=[EXTENT], more=True),
     "chunks": reading.Chunks(source=SOURCE, point=2, chunks=[1, 2], grant=b"g"),
     "chunk_page": reading.ChunkPage(
-        chunks=[reading.StoredChunk(1, b"d" * 32, 4096, points.CODEC_ZSTD, b"\x28\xb5")]
+        chunks=[reading.StoredChunk(1, b"d" * 32, 4096, points.CODEC_ZSTD, memoryview(b"\x28\xb5"))]
     ),
     "block_digests": reading.BlockDigests(
         source=SOURCE, point=2, file=7, start=1, blocks=2, grant=b"g"
@@ -233,7 +233,7 @@ MESSAGES: dict[str, Message] = {
         attempt=2,
         seq=5,
         chunks=[
-            shipping.Chunk(b"d" * 32, 4096, points.CODEC_RAW, b"\x00\x01"),
+            shipping.Chunk(b"d" * 32, 4096, points.CODEC_RAW, memoryview(b"\x00\x01")),
             shipping.Chunk(b"e" * 32, 8192, points.CODEC_ZSTD, None),
         ],
         extents=[EXTENT],

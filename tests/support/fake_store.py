@@ -351,7 +351,7 @@ class FakeStore:
             size += len(plain)
             if page and size > 700 * 1024:
                 break
-            page.append(StoredChunk(number, digest, len(plain), 0, plain))
+            page.append(StoredChunk(number, digest, len(plain), 0, memoryview(plain)))
         return ChunkPage(chunks=page)
 
     async def on_block_digests(self, request: BlockDigests) -> Message:

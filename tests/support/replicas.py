@@ -36,7 +36,7 @@ IDENTITY = Identity(source=SOURCE, store="store-1", site="hq")
 def chunk(plain: bytes, codec: int = CODEC_ZSTD, *, data: bool = True) -> Chunk:
     """Return a chunk as an agent ships it; without data when it is said to be held."""
     stored = zstd.compress(plain, 1) if codec == CODEC_ZSTD else plain
-    return Chunk(blake3(plain).digest(), len(plain), codec, stored if data else None)
+    return Chunk(blake3(plain).digest(), len(plain), codec, memoryview(stored) if data else None)
 
 
 def inode(file: int, size: int = 0, kind: Any = "f", mode: int = 0o644) -> Inode:

@@ -92,13 +92,16 @@ class Chunks(Message, frozen=True, kw_only=True, tag="chunks"):
 
 
 class StoredChunk(Record, frozen=True):
-    """A chunk as it lies in the store: whoever decodes it checks `digest` over the plain bytes."""
+    """A chunk as it lies in the store: whoever decodes it checks `digest` over the plain bytes.
+
+    `data` is a view of the message that it came in: a MiB is not copied once more.
+    """
 
     id: int
     digest: bytes
     plain_bytes: int
     codec: int
-    data: bytes
+    data: memoryview
 
 
 class ChunkPage(Message, frozen=True, kw_only=True, tag="chunk_page"):

@@ -89,12 +89,13 @@ class Chunk(Record, frozen=True):
 
     `digest` is BLAKE3 of the plain bytes, `plain_bytes` their number: a multiple of 4 KiB, at most
     128 KiB. With `data` None the store is told to use the chunk of this digest that it holds.
+    It is a view of the message that it came in: a MiB is not copied once more.
     """
 
     digest: bytes
     plain_bytes: int
     codec: int
-    data: bytes | None
+    data: memoryview | None
 
 
 class Batch(Message, frozen=True, kw_only=True, tag="batch"):

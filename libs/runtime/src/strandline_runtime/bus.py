@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import nats.errors
+from nats.aio import client as nats_client
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -32,6 +33,11 @@ from strandline_runtime.settings import Settings
 __all__ = ["Bus", "Handler", "Listener", "Request", "StatusOf", "Stored"]
 
 T = TypeVar("T")
+
+# nats-py reads 32 KiB at a time and stops the socket at twice that: at a MiB a message its loop
+# would turn thirty times for each. Measured in docs/performance.md.
+READ_BYTES = 1024 * 1024
+nats_client.DEFAULT_BUFFER_SIZE = READ_BYTES
 
 PAYLOAD_RESERVE_BYTES = 64 * 1024
 """What a message's headers and wrapping may take of the server's max_payload."""

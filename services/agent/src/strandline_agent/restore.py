@@ -39,10 +39,10 @@ from strandline_contracts.reading import ChunkPage, Chunks, StoredChunk
 
 WRITERS = 2
 GROUP_CHUNKS = 64
-GROUP_BYTES = 2 * 1024 * 1024
+GROUP_BYTES = 1536 * 1024
 """Plain bytes of the chunks asked for at once, about: half as many travel."""
-GROUPS_IN_FLIGHT = 6
-CHECKPOINT_BYTES = 512 * 1024 * 1024
+GROUPS_IN_FLIGHT = 24
+CHECKPOINT_BYTES = 256 * 1024 * 1024
 FILES_PER_GROUP = 1000
 MAX_ISSUES = 1000
 FALLOCATE_MISSING = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
@@ -273,6 +273,7 @@ class _Restore:
 
     async def _write_all(self, threads: ThreadPoolExecutor) -> None:
         flying: deque[tuple[asyncio.Task[None], _Group]] = deque()
+        checkpoint: asyncio.Task[None] | None = None
         since_checkpoint = 0
         try:
             async for group in self._groups():
@@ -281,21 +282,24 @@ class _Restore:
                     task, done = flying.popleft()
                     await task
                     since_checkpoint += len(done.chunks) * CHUNK_BYTES
-                    if since_checkpoint >= CHECKPOINT_BYTES:
+                    if since_checkpoint >= CHECKPOINT_BYTES and is_done(checkpoint):
                         since_checkpoint = 0
-                        await self._checkpoint(threads, done)
+                        checkpoint = asyncio.create_task(self._checkpoint(done))
                 self._progress("writing")
             while flying:
                 await flying.popleft()[0]
+            if checkpoint is not None:
+                await checkpoint
         finally:
-            for task, _ in flying:
-                task.cancel()
-            await asyncio.gather(*(task for task, _ in flying), return_exceptions=True)
+            tasks = [task for task, _ in flying] + ([checkpoint] if checkpoint else [])
+            for pending in tasks:
+                pending.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         self._progress("writing")
 
-    async def _checkpoint(self, threads: ThreadPoolExecutor, done: _Group) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(threads, sync, self._target)
+    async def _checkpoint(self, done: _Group) -> None:
+        """Bring all up to `done` to the disk while later groups are being written; then note it."""
+        await asyncio.to_thread(sync, self._target)
         await asyncio.to_thread(self._plan.set_cursor, *done.cursor)
 
     async def _groups(self) -> AsyncIterator[_Group]:
@@ -344,7 +348,7 @@ class _Restore:
                 raise
             if len(numbers) > 1:
                 return await self._ask_chunks(numbers[:1])
-            return [StoredChunk(numbers[0], b"", 0, CODEC_RAW, b"")]
+            return [StoredChunk(numbers[0], b"", 0, CODEC_RAW, memoryview(b""))]
         if [chunk.id for chunk in page.chunks] != numbers[: len(page.chunks)] or not page.chunks:
             raise RestoreFailed("the store sent other chunks than asked", code="store.bad_answer")
         return page.chunks
@@ -445,6 +449,15 @@ class _Restore:
         self._order.progress(phase, self._files, self._bytes, self._total)
 
 
+def is_done(checkpoint: asyncio.Task[None] | None) -> bool:
+    """Tell whether another checkpoint may begin; raise what the last one raised."""
+    if checkpoint is None:
+        return True
+    if checkpoint.done():
+        checkpoint.result()
+    return checkpoint.done()
+
+
 def _grouped(part: int, extents: list[Extent]) -> list[_Group]:
     """Cut a page of extents, ordered by chunk, into groups of a bounded size."""
     groups: list[_Group] = []
@@ -466,11 +479,11 @@ def _grouped(part: int, extents: list[Extent]) -> list[_Group]:
     return groups
 
 
-def plain_of(chunk: StoredChunk) -> bytes | None:
+def plain_of(chunk: StoredChunk) -> bytes | memoryview | None:
     """Return the plain bytes of a stored chunk, None when they are not what its digest says."""
     if not 0 < chunk.plain_bytes <= CHUNK_BYTES:
         return None
-    plain = chunk.data
+    plain: bytes | memoryview = chunk.data
     if chunk.codec == CODEC_ZSTD:
         try:
             plain = zstd.ZstdDecompressor().decompress(chunk.data, max_length=CHUNK_BYTES + 1)

@@ -75,7 +75,7 @@ class _Batch:
         match item:
             case ChunkOut():
                 position = len(self.chunks)
-                data = item.data if item.codec is not None else None
+                data = memoryview(item.data) if item.codec is not None else None
                 codec = item.codec if item.codec is not None else CODEC_RAW
                 self.chunks.append(Chunk(item.digest, item.plain_bytes, codec, data))
                 self.extents += [

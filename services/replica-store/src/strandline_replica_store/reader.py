@@ -119,14 +119,14 @@ class Reader:
             raise DamagedChunk(found[0], "found before")
         return found[0]
 
-    def _read(self, rows: Sequence[ChunkRow]) -> dict[int, bytes | DamagedChunk]:
+    def _read(self, rows: Sequence[ChunkRow]) -> dict[int, memoryview | DamagedChunk]:
         """Return the stored bytes of each chunk, or what is wrong with it."""
-        found: dict[int, bytes | DamagedChunk] = {}
+        found: dict[int, memoryview | DamagedChunk] = {}
         for place in merged(sorted(rows, key=lambda row: (row.segment, row.offset))):
             data = memoryview(self.pread(place.segment, place.offset, place.size_bytes))
             for row in place.rows:
                 try:
-                    found[row.id] = bytes(stored_of(row, data[row.offset - place.offset :]))
+                    found[row.id] = stored_of(row, data[row.offset - place.offset :])
                 except DamagedChunk as error:
                     found[row.id] = error
         return found
