@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -41,7 +42,7 @@ class World:
         self.operator: Bus
         self.agent: Bus
         self.scheduler: Scheduler
-        self._bus: Bus | None = None
+        self._bus: Bus
         self._stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
@@ -71,9 +72,11 @@ class World:
 
     async def known(self) -> None:
         """Wait until the scheduler has begun to follow the source's schedules."""
-        await until(
-            lambda: any(key.source == SOURCE for key in State(self.folder).last()), "followed"
-        )
+
+        async def followed() -> bool:
+            return any(key.source == SOURCE for key in await State(self.folder).last())
+
+        await until(followed, "followed")
 
     def advance(self, by_ns: int) -> None:
         self.now_ns += by_ns
@@ -114,8 +117,9 @@ async def world(site: SiteBus, tmp_path: Path) -> AsyncIterator[World]:
 
 
 def assignment(**changes: object) -> Assignment:
-    source = Source(id=SOURCE, name="web", type="files", server="web-1", store="store-1", **changes)
-    return Assignment(server="web-1", revision=1, sources=[source])
+    source = Source(id=SOURCE, name="web", type="files", server="web-1", store="store-1")
+    changed = msgspec.structs.replace(source, **changes)
+    return Assignment(server="web-1", revision=1, sources=[changed])
 
 
 GROUP = Group(name="default", sync_every_s=600, express_full=["0 2 * * *"], timezone="UTC")
@@ -155,7 +159,7 @@ async def test_a_command_is_gone_from_the_stream_when_its_time_is_over(world: Wo
 
 
 async def _next_not_after(world: World) -> int:
-    policies, _ = read_policies(State(world.folder).documents(), world.site.trusted)
+    policies, _ = read_policies(await State(world.folder).documents(), world.site.trusted)
     [found] = [
         each
         for each in due(policies, {Key(SOURCE, "sync"): START}, world.now_ns)
@@ -170,7 +174,11 @@ async def test_a_restart_neither_loses_nor_doubles(world: World) -> None:
     await world.known()
     world.advance(10 * MINUTE_NS)
     first = await world.command_since(START)
-    await until(lambda: first.scheduled_at_ns in State(world.folder).last().values(), "noted")
+
+    async def noted() -> bool:
+        return first.scheduled_at_ns in (await State(world.folder).last()).values()
+
+    await until(noted, "noted")
     await world.stop()
     await world.start()
     await until(lambda: world.scheduler.detail()["policies"] == "followed", "at work")
@@ -189,7 +197,11 @@ async def test_changed_policies_are_followed_at_once(world: World) -> None:
     await world.start()
     await world.known()
     await world.put(assignment(protected=False))
-    await until(lambda: State(world.folder).last() == {}, "unprotected: no schedule")
+
+    async def forgotten() -> bool:
+        return await State(world.folder).last() == {}
+
+    await until(forgotten, "unprotected: no schedule")
     world.advance(HOUR_NS)
     await world.put(assignment(), Group(name="default", sync_every_s=60))
     await world.known()
@@ -230,9 +242,8 @@ async def test_cached_policies_do_when_the_bucket_cannot_be_read(
     await world.stop()
     world.now_ns += 30 * MINUTE_NS
 
-    async def no_bucket(self: Bus, *args: object, **kwargs: object) -> AsyncIterator[object]:
+    def no_bucket(self: Bus, *args: object, **kwargs: object) -> AsyncIterator[object]:
         raise BusError("no answer", code="bus.timeout")
-        yield
 
     monkeypatch.setattr(Bus, "snapshot", no_bucket)
     await world.start()

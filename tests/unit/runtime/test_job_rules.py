@@ -13,6 +13,7 @@ from strandline_runtime.job_rules import (
     RETRY_MAX_S,
     CancelledBefore,
     Expired,
+    JobRefused,
     Known,
     Older,
     check_acceptable,
@@ -38,7 +39,9 @@ COMMAND = make_command("j1", at_ns=1000, valid_s=1e-6)
         (False, 2000, True, 9999, Older),
     ],
 )
-def test_acceptance(known, newest_ns, cancelled, now_ns, refusal) -> None:
+def test_acceptance(
+    known: bool, newest_ns: int, cancelled: bool, now_ns: int, refusal: type[JobRefused] | None
+) -> None:
     def check() -> None:
         check_acceptable(
             COMMAND, known=known, newest_ns=newest_ns, cancelled=cancelled, now_ns=now_ns

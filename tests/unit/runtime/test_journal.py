@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +35,12 @@ def journal(path: Path) -> Iterator[Journal]:
 def told(journal: Journal) -> list[tuple[str, int, str]]:
     """Return (job, number, state) of the events in the outbox."""
     events = journal.on_database(lambda conn: [e for _, e in outbox.pending(conn, 1000)])
-    assert all(isinstance(e.data, JobChanged) and e.verb == e.data.job.state for e in events)
-    return [(e.data.job.job, e.number, e.verb) for e in events]
+    found: list[tuple[str, int, str]] = []
+    for event in events:
+        assert isinstance(event.data, JobChanged)
+        assert event.verb == event.data.job.state
+        found.append((event.data.job.job, event.number, event.verb))
+    return found
 
 
 def test_a_job_from_accepted_to_durable(journal: Journal) -> None:
@@ -177,7 +182,7 @@ def test_threads_take_turns(journal: Journal) -> None:
 
 
 def test_a_failed_transaction_leaves_nothing(journal: Journal) -> None:
-    def breaks(conn) -> None:
+    def breaks(conn: sqlite3.Connection) -> None:
         outbox.next_number(conn, "job", "s1")
         raise ZeroDivisionError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -11,13 +12,15 @@ from strandline_runtime import logs
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was():
+def _as_it_was() -> Iterator[None]:
     yield
     structlog.contextvars.clear_contextvars()
     structlog.reset_defaults()
 
 
-def test_lines_are_json_with_what_is_bound_and_no_secret(capsys: pytest.CaptureFixture) -> None:
+def test_lines_are_json_with_what_is_bound_and_no_secret(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     logs.set_up("info", "json", role="agent")
     with logs.bind(job="j1", source="s1"):
         logs.logger().info("job.running", attempt=2, nkey_seed="SUSECRET", path=b"/\xff")
@@ -36,7 +39,7 @@ def test_lines_are_json_with_what_is_bound_and_no_secret(capsys: pytest.CaptureF
     assert "job" not in lines[1]
 
 
-def test_a_traceback_is_on_its_line(capsys: pytest.CaptureFixture) -> None:
+def test_a_traceback_is_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("info", "json")
     try:
         _ = 1 / 0

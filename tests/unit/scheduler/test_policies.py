@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from strandline_contracts.codec import encode
 from strandline_contracts.policy import Assignment, Document, Group, Source, key_of
-from strandline_contracts.signing import public_key, sign
+from strandline_contracts.signing import Authority, public_key, sign
 from strandline_contracts.subjects import policy_subject
 from strandline_scheduler.policies import read_policies
 
 SEED = b"\x01" * 32
-TRUSTED = {public_key(SEED): "operator"}
+TRUSTED: dict[bytes, Authority] = {public_key(SEED): "operator"}
 
 
 def source(source_id: str, server: str = "web", **changes: object) -> Source:
-    return Source(id=source_id, name=source_id, type="files", server=server, store="st", **changes)
+    made = Source(id=source_id, name=source_id, type="files", server=server, store="st")
+    return msgspec.structs.replace(made, **changes)
 
 
 def documents(*made: Document, seed: bytes = SEED) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ COMMAND_MAX_AGE_NS = 7 * DAY_NS
 EVENT_MAX_AGE_NS = 400 * DAY_NS
 STORE_CONSUMER = "store"
 CATALOG_CONSUMER = "catalog"
-STORE_ACK_WAIT_NS = 15 * SECOND_NS
+STORE_ACK_WAIT_NS = 5 * SECOND_NS
 STORE_MAX_ACK_PENDING = 96
 """Batches of up to 1 MiB that a store holds unacked: its memory is bounded by this."""
 

@@ -29,6 +29,7 @@ class Older(JobRefused):
     """A job of this source and verb that stands for as late an instant or a later was taken."""
 
     code = "job.older"
+    hint = "The newer one does the same: strandline jobs."
 
 
 class Expired(JobRefused):
@@ -56,11 +57,12 @@ def check_acceptable(
     """Raise the JobRefused that stands against accepting `command` now, if any.
 
     `newest_ns` is the latest scheduled instant taken of this source and verb (0: none). An equal
-    one is refused too: one instant of one source and verb is one job, whatever its id.
+    one is refused too: one instant of one source and verb is one job, whatever its id. But no
+    restore stands for another one.
     """
     if known:
         raise Known(f"job {command.job} is known")
-    if command.scheduled_at_ns <= newest_ns:
+    if command.scheduled_at_ns <= newest_ns and command.verb != "restore":
         raise Older(f"job {command.job} is older than the newest {command.verb} of its source")
     if cancelled:
         raise CancelledBefore(f"job {command.job} was cancelled before it came")

@@ -19,10 +19,17 @@ import msgspec
 from strandline_contracts.codec import decode, encode
 from strandline_contracts.commands import Command
 from strandline_contracts.events import JobChanged
-from strandline_contracts.jobs import ENDED, Job, State
+from strandline_contracts.jobs import ENDED, Failure, Job, State
 from strandline_runtime import metrics, outbox
 from strandline_runtime.errors import RuntimeFault
-from strandline_runtime.job_rules import CancelledBefore, Expired, check_acceptable, check_move
+from strandline_runtime.job_rules import (
+    CancelledBefore,
+    Expired,
+    JobRefused,
+    Older,
+    check_acceptable,
+    check_move,
+)
 
 T = TypeVar("T")
 
@@ -79,24 +86,25 @@ class Journal:
     def accept(self, command: Command, now_ns: int) -> Job:
         """Journal a new job (state accepted, attempt 0). Raises a JobRefused.
 
-        One that came too late, or whose cancel came first, is journaled as expired or cancelled
-        before Expired or CancelledBefore is raised, so that everybody can see it.
+        One that came too late, or whose cancel or a newer one came first, is journaled as expired
+        or cancelled before it is refused, so that everybody can see it.
         """
         with self._lock:
-            refusal: Expired | CancelledBefore | None = None
+            refusal: Expired | CancelledBefore | Older | None = None
             state: State = "accepted"
             self._conn.execute("BEGIN IMMEDIATE")
             try:
                 try:
                     self._check(command, now_ns)
-                except (Expired, CancelledBefore) as error:
+                except (Expired, CancelledBefore, Older) as error:
                     refusal = error
                     state = "expired" if isinstance(error, Expired) else "cancelled"
-                job = _new_job(command, state, now_ns)
+                job = _new_job(command, state, now_ns, refusal)
                 self._store(job, encode(command), now_ns)
                 self._conn.execute(
                     "INSERT INTO newest VALUES (?, ?, ?)"
-                    " ON CONFLICT DO UPDATE SET scheduled_at_ns = excluded.scheduled_at_ns",
+                    " ON CONFLICT DO UPDATE"
+                    " SET scheduled_at_ns = max(scheduled_at_ns, excluded.scheduled_at_ns)",
                     (command.source, command.verb, command.scheduled_at_ns),
                 )
                 self._prune(now_ns)
@@ -260,7 +268,7 @@ class Journal:
         self._conn.execute("DELETE FROM cancels WHERE at_ns < ?", (before_ns,))
 
 
-def _new_job(command: Command, state: State, now_ns: int) -> Job:
+def _new_job(command: Command, state: State, now_ns: int, refusal: JobRefused | None) -> Job:
     return Job(
         job=command.job,
         source=command.source,
@@ -274,4 +282,7 @@ def _new_job(command: Command, state: State, now_ns: int) -> Job:
         accepted_at_ns=now_ns,
         updated_at_ns=now_ns,
         issued_by=command.issued_by,
+        failure=None
+        if refusal is None
+        else Failure(code=refusal.code, message=refusal.message, hint=refusal.hint),
     )

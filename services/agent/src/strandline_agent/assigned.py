@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from strandline_agent.errors import NotProtected
 from strandline_contracts.codec import decode, encode
 from strandline_contracts.errors import BadMessage
 from strandline_contracts.policy import Assignment, Source
+from strandline_runtime import state_file
 from strandline_runtime.logs import logger
 
 
@@ -31,7 +30,7 @@ class Assigned:
         if found is None or found.revision < self._assignment.revision:
             return
         if found != self._assignment:
-            await asyncio.to_thread(_write, self._path, found)
+            await state_file.replace(self._path, encode(found))
             self._assignment = found
             self._log.info("assignment.changed", sources=len(found.sources))
 
@@ -55,12 +54,3 @@ def _read(path: Path, server: str) -> Assignment:
     except (FileNotFoundError, BadMessage):
         return Assignment(server=server, revision=0)
     return assignment if assignment.server == server else Assignment(server=server, revision=0)
-
-
-def _write(path: Path, assignment: Assignment) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(encode(assignment))
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)

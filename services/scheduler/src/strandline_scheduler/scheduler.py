@@ -103,8 +103,8 @@ class Scheduler:
     async def _begin(self) -> None:
         """Take up where the files leave off; a broken one costs missed runs, not the service."""
         try:
-            self._last = await asyncio.to_thread(self._state.last)
-            documents = await asyncio.to_thread(self._state.documents)
+            self._last = await self._state.last()
+            documents = await self._state.documents()
         except BadState as error:
             self._log.error("scheduler.state_lost", code=error.code, error=error.message)
             documents = {}
@@ -142,7 +142,7 @@ class Scheduler:
         }
         self._known = True
         if documents != self._documents:
-            await asyncio.to_thread(self._state.save_documents, documents)
+            await self._state.save_documents(documents)
             self._take(documents)
             self._wake.set()
 
@@ -187,7 +187,7 @@ class Scheduler:
             last[occurrence.key] = occurrence.at_ns
         if last != self._last:
             self._last = last
-            await asyncio.to_thread(self._state.save_last, last)
+            await self._state.save_last(last)
         return whole
 
     async def _publish(self, occurrence: Occurrence) -> None:
