@@ -44,8 +44,7 @@ soak: install
 check: install
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/mypy $(addsuffix /src,$(DISTRIBUTIONS))
-	$(BIN)/mypy tests deploy/demo
+	$(BIN)/mypy $(addsuffix /src,$(DISTRIBUTIONS)) tests deploy/demo
 	$(BIN)/lint-imports
 	tools/tidy
 

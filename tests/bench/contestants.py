@@ -27,8 +27,7 @@ def run(*argv: str | Path, env: dict[str, str] | None = None) -> str:
     done = subprocess.run(
         [os.fspath(a) for a in argv],
         env={**os.environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )

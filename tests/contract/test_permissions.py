@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -98,7 +98,7 @@ SUBSCRIBED = sorted({*patterns(), *PUBLISHED, *WIDE})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def table(tmp_path_factory: pytest.TempPathFactory):
+async def table(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SiteBus]:
     site = SiteBus(
         tmp_path_factory.mktemp("table"), instances=INSTANCES, stores=["store-1", "store-2"]
     )
@@ -113,7 +113,7 @@ def test_every_role_is_tried() -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("role", "instance"), CREDENTIALS)
-async def test_no_credential_publishes_beyond_its_row(
+async def test_invariant_12_no_credential_publishes_beyond_its_row(
     table: SiteBus, role: Role, instance: str
 ) -> None:
     """Invariant 12, publishing: allowed is exactly what the row lists."""
@@ -130,7 +130,7 @@ async def test_no_credential_publishes_beyond_its_row(
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("role", "instance"), CREDENTIALS)
-async def test_no_credential_subscribes_beyond_its_row(
+async def test_invariant_12_no_credential_subscribes_beyond_its_row(
     table: SiteBus, role: Role, instance: str
 ) -> None:
     """Invariant 12, reading: allowed is exactly what the row lists."""

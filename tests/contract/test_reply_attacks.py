@@ -6,14 +6,18 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from nats.aio.msg import Msg
 
 from strandline_contracts.codec import Message, encode
 from strandline_contracts.commands import Command, accept_command
 from strandline_contracts.errors import BadMessage, BadSignature
 from strandline_contracts.events import Event, accept_event
+from strandline_contracts.names import Role
 from strandline_contracts.queries import SourceList, Sources, Status, StatusIs
 from strandline_contracts.shipping import accept_shipment
 from strandline_contracts.signing import sign
@@ -26,6 +30,7 @@ from support.rawclient import RawClient
 from support.waiting import until
 
 Connect = Callable[..., Awaitable[Bus]]
+Thief = Callable[[Role, str], Awaitable[RawClient]]
 ROOT = "strandline.v1.hq"
 FOREIGN_REPLIES = [
     "_INBOX.operator-2.stolen",
@@ -42,11 +47,11 @@ FOREIGN_REPLIES = [
 
 
 @pytest_asyncio.fixture
-async def thief(site: SiteBus) -> AsyncIterator[Callable[..., Awaitable[RawClient]]]:
+async def thief(site: SiteBus) -> AsyncIterator[Thief]:
     """Connects bare clients with credentials of the site."""
     made: list[RawClient] = []
 
-    async def connect_raw(role, instance: str) -> RawClient:
+    async def connect_raw(role: Role, instance: str) -> RawClient:
         made.append(await RawClient.connect(site, role, instance))
         return made[-1]
 
@@ -57,7 +62,10 @@ async def thief(site: SiteBus) -> AsyncIterator[Callable[..., Awaitable[RawClien
 
 @pytest.mark.parametrize("reply", FOREIGN_REPLIES)
 async def test_a_request_with_a_foreign_reply_subject_gets_no_answer(
-    connect: Connect, thief: Callable[..., Awaitable[RawClient]], reply: str
+    connect: Connect,
+    thief: Thief,
+    monkeypatch: pytest.MonkeyPatch,
+    reply: str,
 ) -> None:
     """Attack (a): the answer would land in another's inbox, or as an event, batch or command."""
     catalog = await connect("catalog")
@@ -71,11 +79,12 @@ async def test_a_request_with_a_foreign_reply_subject_gets_no_answer(
     sent: list[str] = []
     publish = catalog._nc.publish
 
-    async def watched(subject: str, *args: object, **kwargs: object) -> None:
+    async def watched(subject: str, *args: Any, **kwargs: Any) -> None:
         sent.append(subject)
         await publish(subject, *args, **kwargs)
 
-    catalog._nc.publish = watched  # what the responder really sends, wherever it would go
+    # What the responder really sends, wherever it would go.
+    monkeypatch.setattr(catalog._nc, "publish", watched)
     raw = await thief("operator", "1")
     await raw.publish(f"{ROOT}.svc.catalog.1.sources.operator-1", encode(Sources()), reply=reply)
     await raw.publish(f"{ROOT}.svc.catalog.1.status.operator-1", encode(Status()), reply=reply)
@@ -95,7 +104,7 @@ async def test_a_request_with_a_foreign_reply_subject_gets_no_answer(
 
 
 async def test_the_caller_in_the_subject_is_proved_by_the_bus(
-    thief: Callable[..., Awaitable[RawClient]],
+    thief: Thief,
 ) -> None:
     raw = await thief("agent", "web-1")
     own = f"{ROOT}.svc.store.store-1.status."
@@ -104,7 +113,7 @@ async def test_the_caller_in_the_subject_is_proved_by_the_bus(
 
 
 async def test_direct_get_can_store_foreign_bytes_and_everybody_refuses_them(
-    site: SiteBus, connect: Connect, thief: Callable[..., Awaitable[RawClient]]
+    site: SiteBus, connect: Connect, thief: Thief
 ) -> None:
     """Attack (b): JetStream answers on the reply subject, with its own rights."""
     agent = await connect("agent")
@@ -136,7 +145,7 @@ async def test_direct_get_can_store_foreign_bytes_and_everybody_refuses_them(
 
 
 async def test_a_publish_ack_can_be_stored_and_everybody_refuses_it(
-    site: SiteBus, thief: Callable[..., Awaitable[RawClient]]
+    site: SiteBus, thief: Thief
 ) -> None:
     targets = {
         "event": f"{ROOT}.evt.store-store-1.point.committed.{SOURCE}",
@@ -158,7 +167,7 @@ async def test_a_publish_ack_can_be_stored_and_everybody_refuses_it(
 
 
 async def test_a_true_command_replayed_to_another_target_is_refused(
-    site: SiteBus, connect: Connect, thief: Callable[..., Awaitable[RawClient]]
+    site: SiteBus, connect: Connect, thief: Thief
 ) -> None:
     command = MESSAGES["command-express_full"]
     assert isinstance(command, Command)
@@ -191,7 +200,9 @@ async def test_headers_cannot_make_an_event_look_like_anothers(connect: Connect)
     operator = await connect("operator")
     page = await operator.read(EVENTS, f"{ROOT}.evt.>")
     assert [(s.subject, s.seq, s.data) for s in page] == [(mine, 1, b"forged"), (mine, 2, b"after")]
-    assert (await operator.last_stored(EVENTS, mine)).seq == 2
+    newest = await operator.last_stored(EVENTS, mine)
+    assert newest is not None
+    assert newest.seq == 2
 
     taken: list[tuple[str, bytes]] = []
     stop = asyncio.Event()
@@ -209,13 +220,13 @@ async def test_headers_cannot_make_an_event_look_like_anothers(connect: Connect)
 
 
 async def test_a_responder_publishes_to_no_inbox_that_asked_nothing(
-    connect: Connect, thief: Callable[..., Awaitable[RawClient]]
+    connect: Connect, thief: Thief
 ) -> None:
     """Attack (c): allow_responses is for one answer to each request, and no more."""
     victim = await thief("operator", "1")
     got: list[bytes] = []
 
-    async def on_message(message) -> None:
+    async def on_message(message: Msg) -> None:
         got.append(message.data)
 
     await victim.nc.subscribe("_INBOX.operator-1.>", cb=on_message)
@@ -223,7 +234,7 @@ async def test_a_responder_publishes_to_no_inbox_that_asked_nothing(
     store = await thief("store", "store-1")
     replies: list[str] = []
 
-    async def on_request(message) -> None:
+    async def on_request(message: Msg) -> None:
         replies.append(message.reply)
 
     await store.nc.subscribe(f"{ROOT}.svc.store.store-1.status.*", cb=on_request)
@@ -255,6 +266,6 @@ async def _stored_under(site: SiteBus, targets: dict[str, str]) -> dict[str, byt
         return None if message is None else base64.b64decode(message["data"])
 
     for kind in targets:
-        found[kind] = await until(lambda kind=kind: read(kind), f"bytes under {targets[kind]}")
+        found[kind] = await until(partial(read, kind), f"bytes under {targets[kind]}")
     await raw.close()
     return found

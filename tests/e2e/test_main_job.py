@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,11 @@ def test_restore_to_another_server(stack: Stack, protected: Path) -> None:
 
 def test_restore_at_a_time(stack: Stack, protected: Path) -> None:
     taken = stack.points("main")[1]["taken_at"]
-    target = stack.work / "at-time"
-    stack.json("restore", "main", "--at", taken, "--to", target, "--wait")
-    assert differences(stack.work / "reference-2", target) == ""
+    milliseconds = taken[: taken.index(".") + 4] + "Z"
+    for number, time in enumerate((taken, milliseconds)):
+        target = stack.work / f"at-time-{number}"
+        stack.json("restore", "main", "--at", time, "--to", target, "--wait")
+        assert differences(stack.work / "reference-2", target) == ""
 
 
 def test_restore_refuses_a_folder_that_is_not_empty(stack: Stack, protected: Path) -> None:
@@ -101,14 +104,23 @@ def test_check_and_verify_find_nothing_wrong(stack: Stack, protected: Path) -> N
     stack.json("verify", "main", "--wait")
 
 
-def test_check_finds_a_change_that_hid_its_times(stack: Stack) -> None:
-    data = stack.work / "hidden"
-    write(data / "file", os.urandom(1 << 20))
-    stack.json("protect", data, "--name", "hidden", "--server", "here", "--wait")
-    stack.json("check", "hidden", "--wait")
-    stack.json("express-full", "hidden", "--wait")
-    target = stack.work / "hidden-restored"
-    stack.restore("hidden", 3, target)
+def test_an_agent_that_lost_its_index_ships_little(stack: Stack) -> None:
+    data = stack.work / "known"
+    write(data / "same", os.urandom(4 << 20))
+    write(data / "changed", os.urandom(1 << 20))
+    made = stack.json("protect", data, "--name", "known", "--server", "here", "--wait")
+    index = stack.state / "agent-here" / "sources" / made["protected"]["id"]
+    stack.kill("agent")
+    shutil.rmtree(index)
+    with (data / "changed").open("r+b") as file:
+        file.seek(8192)
+        file.write(b"changed")
+    write(data / "new", b"new")
+    stack.json("express-full", "known", "--wait")
+    newest = stack.points("known")[-1]
+    assert 0 < newest["totals"]["shipped_bytes"] <= 16384
+    target = stack.work / "known-restored"
+    stack.restore("known", newest["number"], target)
     assert differences(data, target) == ""
 
 
@@ -146,7 +158,7 @@ def test_unprotect_keeps_the_points(stack: Stack) -> None:
     write(data / "file", b"content")
     stack.json("protect", data, "--name", "a while", "--server", "here", "--wait")
     stack.json("unprotect", "a while")
-    assert stack.run("express-full", "a while", "--wait").returncode == 1
+    assert stack.run("express-full", "a while", "--wait").returncode == 2
     stack.restore("a while", 1, stack.work / "a-while-restored")
     assert differences(data, stack.work / "a-while-restored") == ""
     stack.json("protect", data, "--name", "a while", "--server", "here", "--wait")

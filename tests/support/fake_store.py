@@ -231,7 +231,8 @@ class FakeStore:
             if chunk.data is None:
                 ids.append(self.by_digest[chunk.digest])
                 continue
-            plain = zstd.decompress(chunk.data) if chunk.codec == CODEC_ZSTD else chunk.data
+            stored = bytes(chunk.data)
+            plain = zstd.decompress(stored) if chunk.codec == CODEC_ZSTD else stored
             assert blake3(plain).digest() == chunk.digest
             assert len(plain) == chunk.plain_bytes
             self.shipped += len(plain)
@@ -239,8 +240,8 @@ class FakeStore:
             self.chunks[number] = (chunk.digest, plain)
             self.by_digest[chunk.digest] = number
             ids.append(number)
-        for parent, name in batch.gone_names:
-            state.names.pop((parent, name), None)
+        for parent, gone in batch.gone_names:
+            state.names.pop((parent, gone), None)
         for file in batch.gone_inodes:
             state.forget(file)
         for inode in batch.inodes:

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from strandline_contracts.names import Role
+from strandline_contracts.signing import Authority
 from strandline_contracts.streams import StreamLimits
 from strandline_runtime.bus import Bus
 from strandline_runtime.keys import make_credential, make_signing_seed, read_signing_seed
@@ -146,7 +147,7 @@ class SiteBus:
         scheduler = make_signing_seed(keys / "scheduler.seed")
         self.operator_seed = read_signing_seed(keys / "operator.seed")
         self.scheduler_seed = read_signing_seed(keys / "scheduler.seed")
-        self.trusted: dict[bytes, Any] = {operator: "operator", scheduler: "scheduler"}
+        self.trusted: dict[bytes, Authority] = {operator: "operator", scheduler: "scheduler"}
         (folder / "trusted.json").write_text(
             f'{{"{operator.hex()}": "operator", "{scheduler.hex()}": "scheduler"}}'
         )

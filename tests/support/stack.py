@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+from strandline_contracts.codec import decode
+from strandline_contracts.jobs import Job
 
 COMMAND = Path(sys.executable).parent / "strandline"
 PROCESSES = {
@@ -28,11 +34,15 @@ PROCESSES = {
 class Stack:
     """`up` to `down`; `work` is a folder that the Postgres user can reach."""
 
-    def __init__(self, *up_options: str) -> None:
+    def __init__(self, *up_options: str, user: str = "") -> None:
         self.work = Path(tempfile.mkdtemp(prefix="strandline-e2e-", dir="/var/tmp"))
         self.work.chmod(0o755)
         self.state = self.work / "state"
         self.up_options = up_options
+        self.command: list[str | Path] = [COMMAND]
+        if user:
+            shutil.chown(self.work, user)
+            self.command = [*as_user(user), COMMAND]
         self.env = {**os.environ, "STRANDLINE_STATE": str(self.state)}
 
     def up(self) -> None:
@@ -53,10 +63,9 @@ class Stack:
     def run(self, *argv: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         """Run `strandline ARGV...` to its end, whatever that is."""
         return subprocess.run(
-            [os.fspath(part) for part in (COMMAND, *argv)],
+            [os.fspath(part) for part in (*self.command, *argv)],
             env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,
             errors="surrogateescape",
@@ -67,7 +76,7 @@ class Stack:
     def start(self, *argv: str | Path) -> subprocess.Popen[str]:
         """Start `strandline ARGV...` and return while it runs."""
         return subprocess.Popen(
-            [os.fspath(part) for part in (COMMAND, *argv)],
+            [os.fspath(part) for part in (*self.command, *argv)],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -105,6 +114,10 @@ class Stack:
                 found[int(pid)] = argv
         return found
 
+    def owners(self) -> set[str]:
+        """Return the users as whom the stack's processes run."""
+        return {Path(f"/proc/{pid}").owner() for pid in self.processes()}
+
     def pid(self, what: str) -> int:
         """Return the main process of one of PROCESSES: the oldest that matches."""
         needle = PROCESSES[what]
@@ -117,18 +130,51 @@ class Stack:
     def kill(self, what: str) -> None:
         os.kill(self.pid(what), signal.SIGKILL)
 
+    def agent(self, server: str) -> int:
+        """Return the process of the agent of `server`."""
+        endpoint = json.loads((self.state / "run" / "endpoint.json").read_text())
+        return int(endpoint["processes"][f"agent-{server}"])
+
+    def kill_supervisor(self) -> None:
+        """Kill what starts all others again; they end by themselves."""
+        endpoint = json.loads((self.state / "run" / "endpoint.json").read_text())
+        os.kill(endpoint["supervisor"], signal.SIGKILL)
+
+    def open_jobs(self, server: str = "here") -> list[Job]:
+        """Return the jobs of a server's agent that have not ended, from its own journal."""
+        journal = self.state / f"agent-{server}" / "journal.db"
+        with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as conn:
+            rows = conn.execute("SELECT record FROM jobs WHERE ended = 0").fetchall()
+        return [decode(row[0], Job) for row in rows]
+
+    def until_running(self) -> None:
+        """Wait until a job of the agent `here` is at work."""
+        until(lambda: any(job.state == "running" for job in self.open_jobs()), "a job runs")
+
+
+def as_user(user: str) -> list[str | Path]:
+    """Return the beginning of a command line that runs the rest as an unprivileged user.
+
+    The interpreter of the tests may lie below a folder that only root may pass: the capability
+    lets the user read it. So file modes hide nothing from the user; /proc still does.
+    """
+    entry = pwd.getpwnam(user)
+    ids = [f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+    capability = "+dac_read_search"
+    return ["setpriv", *ids, f"--inh-caps={capability}", f"--ambient-caps={capability}"]
+
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
     """Wait until `condition` holds; fail saying `what` was waited for."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not in {timeout_s} s: {what}"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
-def differences(source: Path, restored: Path) -> str:
+def differences(source: Path, restored: Path, *options: str) -> str:
     """Return what rsync finds different between two trees, content and all metadata; "" if none."""
-    argv = ["rsync", "-aHAXn", "--checksum", "--delete", "--itemize-changes"]
+    argv = ["rsync", "-aHAXn", "--checksum", "--delete", "--itemize-changes", *options]
     done = subprocess.run(
         [*argv, f"{source}/", f"{restored}/"],
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from strandline_agent import read_files, scan, ship
+from strandline_agent import read_files, scan, ship, walk
 from strandline_agent.errors import SourceMissing
 from strandline_agent.express_full import make_point
 from strandline_agent.known import KnownIndex
@@ -177,7 +177,7 @@ async def test_unreadable_files_are_left_out_or_kept_older(
     (site.src / "old").write_bytes(b"second")
     (site.src / "new").write_bytes(b"new")
     (site.src / "gone").write_bytes(b"gone")
-    original = scan.open_file
+    original = walk.open_file
 
     def refuse(folder: int, name: bytes) -> int:
         if name == b"gone":

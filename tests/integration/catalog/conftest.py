@@ -86,9 +86,9 @@ class World:
         self.site = site
         self.postgres = postgres
         self.buses: dict[str, Bus] = {}
-        self.catalog: Catalog | None = None
+        self.catalog: Catalog
         self.store: FakeStore
-        self._catalog_bus: Bus | None = None
+        self._catalog_bus: Bus
         self._running: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._numbers: dict[tuple[str, str, str], int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
 import asyncpg
 import msgspec
@@ -24,15 +25,16 @@ from strandline_catalog.queries import (
     Queries,
 )
 from strandline_catalog.record import drop_points, put_points, put_sources
-from strandline_contracts.codec import encode
+from strandline_contracts.codec import Message, encode
 from strandline_contracts.points import RecoveryPoint
-from strandline_contracts.queries import PointAt, PointsOf, Sources
-from strandline_runtime.bus import Request
+from strandline_contracts.queries import PointAt, PointList, PointsOf, SourceList, Sources
+from strandline_runtime.bus import Handler, Request
 from support.postgres import Postgres
 
 from .conftest import A, B, a_point, a_source
 
 POINT_COUNT = 20_000
+Reply = TypeVar("Reply", bound=Message)
 
 
 @pytest_asyncio.fixture
@@ -49,6 +51,13 @@ async def put(database: Database, *points: RecoveryPoint, seen_at_ns: int = 1) -
     async with database.writing() as connection:
         seen = [SeenPoint("store-1", point) for point in points]
         await put_points(connection, seen, seen_at_ns, listed=True)
+
+
+async def answer(handler: Handler, asked: Message, reply: type[Reply]) -> Reply:
+    """Ask as an operator would; the answer must be a `reply`."""
+    found = await handler(Request("operator-1", encode(asked)))
+    assert isinstance(found, reply)
+    return found
 
 
 async def plan(database: Database, statement: str, *arguments: object) -> str:
@@ -92,20 +101,20 @@ async def test_an_answer_stays_within_the_bus(database: Database) -> None:
     async with database.writing() as connection:
         await put_sources(connection, [a_source(), a_source(B, "mail")], [])
     queries = Queries(database, lambda: 16 * 1024 + 2000)
-    page = await queries.points(Request("operator-1", encode(PointsOf(source=A, limit=50))))
-    assert 1 <= len(page.points) < 10
-    assert page.more
-    assert len(encode(page)) < 2000
-    numbers = [each.number for each in page.points]
-    while page.more:
-        asked = PointsOf(source=A, limit=50, before=numbers[-1])
-        page = await queries.points(Request("operator-1", encode(asked)))
+    numbers: list[int] = []
+    more = True
+    while more:
+        asked = PointsOf(source=A, limit=50, before=numbers[-1] if numbers else 0)
+        page = await answer(queries.points, asked, PointList)
+        assert 1 <= len(page.points) < 10
+        assert len(encode(page)) < 2000
         numbers += [each.number for each in page.points]
+        more = page.more
     assert numbers == list(range(50, 0, -1))
     small = Queries(database, lambda: 16 * 1024 + 1)
-    first = await small.sources(Request("operator-1", encode(Sources())))
+    first = await answer(small.sources, Sources(), SourceList)
     assert ([each.source.name for each in first.sources], first.more) == (["mail"], True)
-    second = await small.sources(Request("operator-1", encode(Sources(after="mail"))))
+    second = await answer(small.sources, Sources(after="mail"), SourceList)
     assert ([each.source.name for each in second.sources], second.more) == (["web"], False)
 
 
@@ -114,10 +123,10 @@ async def test_numbers_out_of_range_are_no_error(database: Database) -> None:
     queries = Queries(database, lambda: 1 << 20)
     for before, limit in [(2**64 - 1, 2**62), (-(2**63), -1)]:
         asked = PointsOf(source=A, before=before, limit=limit)
-        assert (await queries.points(Request("x", encode(asked)))).points == [a_point(1)]
+        assert (await answer(queries.points, asked, PointList)).points == [a_point(1)]
     for at_ns, count in [(2**64 - 1, 1), (-(2**63), 0)]:
-        answer = await queries.point_at(Request("x", encode(PointAt(source=A, at_ns=at_ns))))
-        assert len(answer.points) == count
+        page = await answer(queries.point_at, PointAt(source=A, at_ns=at_ns), PointList)
+        assert len(page.points) == count
 
 
 async def test_totals_follow_every_change_of_points(database: Database) -> None:

@@ -128,7 +128,7 @@ class FakeAgent:
         request = Open(
             source=SOURCE, job=job, attempt=attempt, kind=kind, parent=0, parent_digest=b""
         )
-        found = await self.ask("open", request, Opened | Mismatch)
+        found: Opened | Mismatch = await self.ask("open", request, Opened | Mismatch)
         if isinstance(found, Mismatch):
             assert found.newest is not None
             request = Open(
@@ -140,6 +140,7 @@ class FakeAgent:
                 parent_digest=found.newest.digest,
             )
             found = await self.ask("open", request, Opened)
+        assert isinstance(found, Opened)
         return found
 
     async def send(self, message: bytes | Message) -> None:

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from strandline_contracts.queries import SourceList, Sources, Status, StatusIs
 from strandline_contracts.streams import StreamLimits
 from strandline_runtime.bus import PAYLOAD_RESERVE_BYTES, Bus, Request
+from strandline_runtime.consume import Delivery, consume
 from strandline_runtime.errors import BusError, RemoteRefused, Unreachable
 from support.nats import NatsServer, SiteBus
 from support.waiting import until
@@ -63,11 +64,9 @@ async def test_a_full_stream_takes_again_once_it_was_read(tiny: SiteBus) -> None
         await agent.publish(f"{BLOCKS}s{number}", bytes(60_000))
     with pytest.raises(BusError):
         await agent.publish(f"{BLOCKS}s9", bytes(60_000))
-    from strandline_runtime.consume import consume
-
     stop = asyncio.Event()
 
-    async def take(deliveries) -> None:
+    async def take(deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
             await delivery.ack()
         stop.set()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
 
 from strandline_contracts.errors import BadMessage
 from strandline_runtime.bus import Bus
@@ -118,7 +121,8 @@ async def test_consuming_lives_on_after_the_servers_death(site: SiteBus, connect
 async def test_what_was_not_settled_is_delivered_again(connect: Connect) -> None:
     agent, store = await connect("agent"), await connect("store")
     await agent.publish(SUBJECT, b"x")
-    stop, deliveries = asyncio.Event(), []
+    stop = asyncio.Event()
+    deliveries: list[int] = []
 
     async def handle(batch: list[Delivery]) -> None:
         deliveries.extend(delivery.deliveries for delivery in batch)
@@ -146,7 +150,8 @@ async def test_stopping_is_prompt_and_gives_back_what_waits(
             await delivery.nak()
 
     await asyncio.wait_for(consume(store, STREAM, "store", first, batch=8, stop=stop), 5)
-    again, taken = asyncio.Event(), set()
+    again = asyncio.Event()
+    taken: set[bytes] = set()
 
     async def second(deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -159,17 +164,19 @@ async def test_stopping_is_prompt_and_gives_back_what_waits(
     await asyncio.wait_for(consume(store, STREAM, "store", second, batch=8, stop=again), 10)
 
 
-async def test_no_such_consumer_is_waited_for_without_haste(connect: Connect) -> None:
+async def test_no_such_consumer_is_waited_for_without_haste(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = await connect("store", "store-1")
     asked = 0
     publish = store._nc.publish
 
-    async def counted(subject: str, *args: object, **kwargs: object) -> None:
+    async def counted(subject: str, *args: Any, **kwargs: Any) -> None:
         nonlocal asked
         asked += 1
         await publish(subject, *args, **kwargs)
 
-    store._nc.publish = counted
+    monkeypatch.setattr(store._nc, "publish", counted)
     stop = asyncio.Event()
 
     async def handle(deliveries: list[Delivery]) -> None:

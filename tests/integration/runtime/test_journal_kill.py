@@ -10,7 +10,8 @@ import pytest
 
 from strandline_contracts.codec import decode, encode
 from strandline_contracts.commands import Command
-from strandline_contracts.jobs import ENDED
+from strandline_contracts.events import JobChanged
+from strandline_contracts.jobs import ENDED, Job
 from strandline_runtime import outbox
 from strandline_runtime.job_rules import Known
 from strandline_runtime.journal import Journal
@@ -64,6 +65,15 @@ def run_and_kill(path: Path, orders: list[str], kill_after: int) -> list[str]:
         child.stdout.close()
 
 
+def told(journal: Journal) -> list[tuple[int, str, Job]]:
+    """Return (number, verb, job) of the events in the outbox."""
+    found = []
+    for _, event in journal.on_database(lambda conn: outbox.pending(conn, 1000)):
+        assert isinstance(event.data, JobChanged)
+        found.append((event.number, event.verb, event.data.job))
+    return found
+
+
 def accept(command: Command) -> str:
     return f"accept {encode(command).hex()}"
 
@@ -77,8 +87,7 @@ def test_killed_between_accepting_and_starting(path: Path) -> None:
     assert journal.command("j1") == command
     with pytest.raises(Known):
         journal.accept(command, T)
-    events = journal.on_database(lambda conn: outbox.pending(conn, 10))
-    assert [(e.number, e.verb, e.data.job) for _, e in events] == [(1, "accepted", job)]
+    assert told(journal) == [(1, "accepted", job)]
     journal.close()
 
 
@@ -93,11 +102,11 @@ def test_killed_at_any_moment(path: Path, kill_after: int) -> None:
     assert confirmed == orders[:kill_after]
 
     journal = Journal(path, site="hq", origin="agent-web-1")
-    events = journal.on_database(lambda conn: outbox.pending(conn, 1000))
+    events = told(journal)
     assert len(events) >= kill_after
-    assert [e.number for _, e in events] == list(range(1, len(events) + 1))
-    told = {e.data.job.job: e.data.job for _, e in events}
-    assert {job.job: job for job in journal.recent(100)} == told
+    assert [number for number, _, _ in events] == list(range(1, len(events) + 1))
+    last_told = {job.job: job for _, _, job in events}
+    assert {job.job: job for job in journal.recent(100)} == last_told
     for order in confirmed:
         what, _, rest = order.partition(" ")
         job_id = decode(bytes.fromhex(rest), Command).job if what == "accept" else rest.split()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest_asyncio
 
@@ -30,7 +31,7 @@ class Box:
         self.stop = asyncio.Event()
         self.pump = OutboxPump(bus, self.run)
 
-    async def run(self, work):
+    async def run(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
         return work(self.conn)
 
     def put(self, name: str, source: str = "s1") -> Event:

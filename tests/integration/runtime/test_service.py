@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from strandline_contracts.errors import StrandlineError
 from strandline_contracts.queries import SourceList, Sources, Status, StatusIs
 from strandline_runtime.bus import Bus
-from strandline_runtime.errors import StrandlineError
 from support.nats import SiteBus
 from support.waiting import until
 

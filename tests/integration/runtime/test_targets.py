@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
+import pytest
 import pytest_asyncio
 
 from strandline_contracts.codec import decode
 from strandline_contracts.commands import Assign, Cancel, Command, Restore, Sync, Verify
-from strandline_contracts.events import accept_event
-from strandline_contracts.jobs import ENDED, GetJob, GotJob, Job, Progress
+from strandline_contracts.events import Event, JobChanged, accept_event
+from strandline_contracts.jobs import ENDED, Failure, GetJob, GotJob, Job, Progress
+from strandline_contracts.names import Role
 from strandline_contracts.points import Issue
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import BusError, RuntimeFault
@@ -37,7 +42,7 @@ class Target:
         self.assigned: list[Command] = []
         self.sources = ["s1", "s2", "s3"]
 
-        async def on_database(work):
+        async def on_database(work: Callable[[sqlite3.Connection], Any]) -> Any:
             return await asyncio.to_thread(self.journal.on_database, work)
 
         self.pump = OutboxPump(bus, on_database)
@@ -75,10 +80,15 @@ class Target:
         return self.journal.get(job_id)
 
     async def reaches(self, job_id: str, *states: str) -> Job:
-        return await until(
+        job = await until(
             lambda: (j := self.job(job_id)) is not None and j.state in states and j,
             f"{job_id} {states}",
         )
+        assert isinstance(job, Job)
+        return job
+
+
+StartTarget = Callable[..., Awaitable[Target]]
 
 
 class Ask:
@@ -89,7 +99,7 @@ class Ask:
 
     async def __call__(self, command: Command, seed: bytes | None = None) -> None:
         subject = self.bus.subjects.command(
-            command.role, command.instance, command.source, command.verb
+            cast("Role", command.role), command.instance, command.source, command.verb
         )
         await self.bus.publish(subject, signed(seed or self.site.operator_seed, command))
 
@@ -100,14 +110,12 @@ async def ask(site: SiteBus, connect: Connect) -> Ask:
 
 
 @pytest_asyncio.fixture
-async def target(
-    site: SiteBus, connect: Connect, tmp_path: Path
-) -> AsyncIterator[Callable[..., Awaitable[Target]]]:
+async def target(site: SiteBus, connect: Connect, tmp_path: Path) -> AsyncIterator[StartTarget]:
     """Starts targets on one journal, one after the other."""
     made: list[Target] = []
 
-    async def start(run: Run, **more) -> Target:
-        target = Target(await connect("agent"), site, tmp_path / "journal.db", run, **more)
+    async def start(run: Run, max_jobs: int = 4) -> Target:
+        target = Target(await connect("agent"), site, tmp_path / "journal.db", run, max_jobs)
         made.append(target)
         await target.start()
         return target
@@ -122,12 +130,19 @@ async def done_at_once(context: JobContext) -> Outcome:
     return Outcome(point=7, detail="done")
 
 
-async def events_of(bus: Bus, source: str = "s1"):
+def failure_of(job: Job) -> Failure:
+    assert job.failure is not None
+    return job.failure
+
+
+async def events_of(bus: Bus, source: str = "s1") -> list[Event]:
     page = await bus.read("EVENTS", f"strandline.v1.hq.evt.agent-web-1.job.*.{source}")
     return [accept_event(stored.data, stored.subject) for stored in page]
 
 
-async def test_a_command_becomes_a_job_with_progress_and_events(ask: Ask, target) -> None:
+async def test_a_command_becomes_a_job_with_progress_and_events(
+    ask: Ask, target: StartTarget
+) -> None:
     progress: list[Progress] = []
 
     async def heard(subject: str, data: bytes) -> None:
@@ -164,12 +179,12 @@ async def test_a_command_becomes_a_job_with_progress_and_events(ask: Ask, target
     events = await events_of(ask.bus)
     assert [e.verb for e in events] == ["accepted", "running", "shipped", "durable"]
     assert [e.number for e in events] == [1, 2, 3, 4]
-    assert events[-1].data.job == job
+    assert events[-1].data == JobChanged(job=job)
     got = await ask.bus.call("agent", "web-1", "job", GetJob(job="j1"), GotJob)
     assert got.job == job
 
 
-async def test_missed_commands_are_read_on_connecting(ask: Ask, target) -> None:
+async def test_missed_commands_are_read_on_connecting(ask: Ask, target: StartTarget) -> None:
     await ask(make_command("j1"))
     await ask(make_command("j2", source="s2", args=Sync()))
     await ask(make_command("j3", source="unknown-here"))
@@ -185,7 +200,7 @@ async def test_missed_commands_are_read_on_connecting(ask: Ask, target) -> None:
 
 
 async def test_missed_commands_are_read_on_reconnecting(
-    site: SiteBus, ask: Ask, target, connect: Connect
+    site: SiteBus, ask: Ask, target: StartTarget, connect: Connect
 ) -> None:
     agent = await target(done_at_once)
     site.server.kill()
@@ -206,7 +221,7 @@ async def test_missed_commands_are_read_on_reconnecting(
     await agent.reaches("j1", "durable")
 
 
-async def test_known_older_and_expired_are_refused(ask: Ask, target) -> None:
+async def test_known_older_and_expired_are_refused(ask: Ask, target: StartTarget) -> None:
     runs: list[str] = []
 
     async def run(context: JobContext) -> Outcome:
@@ -224,10 +239,14 @@ async def test_known_older_and_expired_are_refused(ask: Ask, target) -> None:
     await ask(make_command("j2", at_ns=now + 2))
     await agent.reaches("j2", "durable")
     assert runs == ["j1", "j2"]
-    assert agent.job("j0") is None
+    older = agent.job("j0")
+    assert older is not None
+    assert (older.state, failure_of(older).code) == ("cancelled", "job.older")
 
 
-async def test_only_signed_commands_for_this_target_count(site: SiteBus, ask: Ask, target) -> None:
+async def test_only_signed_commands_for_this_target_count(
+    site: SiteBus, ask: Ask, target: StartTarget
+) -> None:
     agent = await target(done_at_once)
     foreign = make_command("f1")
     subject = ask.bus.subjects.command("agent", "web-1", "s1", "express_full")
@@ -243,7 +262,7 @@ async def test_only_signed_commands_for_this_target_count(site: SiteBus, ask: As
     assert [job.job for job in agent.journal.recent()] == ["good"]
 
 
-async def test_cancel_before_during_and_after(ask: Ask, target) -> None:
+async def test_cancel_before_during_and_after(ask: Ask, target: StartTarget) -> None:
     seen: list[str] = []
 
     async def run(context: JobContext) -> Outcome:
@@ -279,7 +298,9 @@ async def test_cancel_before_during_and_after(ask: Ask, target) -> None:
     assert seen == ["during", "after"]
 
 
-async def test_failures_are_tried_again_when_it_may_help(ask: Ask, target, monkeypatch) -> None:
+async def test_failures_are_tried_again_when_it_may_help(
+    ask: Ask, target: StartTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("strandline_runtime.runner.retry_delay_s", lambda attempt, jitter: 0.02)
     attempts: dict[str, list[int]] = {}
 
@@ -302,21 +323,19 @@ async def test_failures_are_tried_again_when_it_may_help(ask: Ask, target, monke
     await agent.reaches("twice", "durable")
     assert attempts["twice"] == [1, 2, 3]
     never = await agent.reaches("never", "failed")
-    assert (never.failure.code, never.failure.hint, never.failure.retryable) == (
-        "x.no",
-        "do this",
-        False,
-    )
+    failure = failure_of(never)
+    assert (failure.code, failure.hint, failure.retryable) == ("x.no", "do this", False)
     assert attempts["never"] == [1]
     broken = await agent.reaches("broken", "failed")
-    assert broken.failure.code == "internal"
+    assert failure_of(broken).code == "internal"
     await ask(make_command("too_long", valid_s=0.4))
     too_long = await agent.reaches("too_long", "failed")
-    assert (too_long.failure.code, too_long.failure.retryable) == ("bus.down", True)
+    failure = failure_of(too_long)
+    assert (failure.code, failure.retryable) == ("bus.down", True)
     assert len(attempts["too_long"]) > 1
 
 
-async def test_one_job_a_source_and_so_many_at_once(ask: Ask, target) -> None:
+async def test_one_job_a_source_and_so_many_at_once(ask: Ask, target: StartTarget) -> None:
     gate, running, most = asyncio.Event(), [], [0]
 
     async def run(context: JobContext) -> Outcome:
@@ -341,7 +360,7 @@ async def test_one_job_a_source_and_so_many_at_once(ask: Ask, target) -> None:
     assert most[0] == 2
 
 
-async def test_too_many_waiting_for_a_source_are_refused(ask: Ask, target) -> None:
+async def test_too_many_waiting_for_a_source_are_refused(ask: Ask, target: StartTarget) -> None:
     gate = asyncio.Event()
 
     async def run(context: JobContext) -> Outcome:
@@ -351,9 +370,10 @@ async def test_too_many_waiting_for_a_source_are_refused(ask: Ask, target) -> No
     agent = await target(run)
     for number in range(20):
         await ask(make_command(f"j{number:02}"))
-        await until(lambda number=number: agent.job(f"j{number:02}"))
+        await until(partial(agent.job, f"j{number:02}"))
     busy = await agent.reaches("j19", "failed")
-    assert (busy.failure.code, busy.failure.retryable) == ("job.busy", True)
+    failure = failure_of(busy)
+    assert (failure.code, failure.retryable) == ("job.busy", True)
     gate.set()
     assert (await agent.reaches("j00", "durable")).attempt == 1
     await until(lambda: all(job.state in ENDED for job in agent.journal.recent()), "all ended")
@@ -361,7 +381,7 @@ async def test_too_many_waiting_for_a_source_are_refused(ask: Ask, target) -> No
     assert (states.count("durable"), states.count("failed")) == (16, 4)
 
 
-async def test_a_restart_resumes_what_ran_with_a_new_attempt(ask: Ask, target) -> None:
+async def test_a_restart_resumes_what_ran_with_a_new_attempt(ask: Ask, target: StartTarget) -> None:
     async def hangs(context: JobContext) -> Outcome:
         await asyncio.Event().wait()
         return Outcome()
@@ -386,5 +406,5 @@ async def test_a_restart_resumes_what_ran_with_a_new_attempt(ask: Ask, target) -
     await second.reaches("ran", "durable")
     await second.reaches("waited", "durable")
     late = await second.reaches("too_late", "expired")
-    assert late.failure.code == "job.late"
+    assert failure_of(late).code == "job.late"
     assert attempts == {"ran": 2, "waited": 1}

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,10 @@ def test_wrong_paths_are_2(up: Any) -> None:
 
 
 def test_the_own_state_folder_is_left_out(up: Any) -> None:
-    made = up.document("protect", str(up.root.parent), "--name", "all", "--server", "srv1")
-    assert made["protected"]["excludes"] == ["/state/"]
+    told = up.ran("protect", str(up.root.parent), "--name", "all", "--server", "srv1")
+    assert f"left out: {up.root}" in told.stderr
+    config = tomllib.loads((up.root / "config" / "agent-srv1.toml").read_text())
+    assert config["own_state"] == [str(up.root)]
 
 
 async def test_commands_at_the_same_time_lose_nothing(up: Any) -> None:

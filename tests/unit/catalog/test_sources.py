@@ -5,12 +5,12 @@ from __future__ import annotations
 from strandline_catalog.sources import read_sources
 from strandline_contracts.codec import encode
 from strandline_contracts.policy import Assignment, server_key
-from strandline_contracts.signing import public_key, sign
+from strandline_contracts.signing import Authority, public_key, sign
 from strandline_contracts.subjects import policy_subject
 from support.examples import THE_SOURCE
 
 SEED = b"\x01" * 32
-TRUSTED = {public_key(SEED): "operator"}
+TRUSTED: dict[bytes, Authority] = {public_key(SEED): "operator"}
 
 
 def test_a_forged_document_is_named_and_not_read() -> None:

@@ -17,21 +17,21 @@ from strandline_contracts.errors import BadMessage
 from support.examples import MESSAGES
 
 KINDS = sorted({type(message) for message in MESSAGES.values()}, key=lambda kind: kind.__name__)
+PLAIN: dict[type[inspect.Type], st.SearchStrategy[Any]] = {
+    inspect.IntType: st.integers(-(2**63), 2**64 - 1),
+    inspect.StrType: st.text(max_size=20),
+    inspect.BytesType: st.binary(max_size=40),
+    inspect.MemoryViewType: st.binary(max_size=40).map(memoryview),
+    inspect.BoolType: st.booleans(),
+    inspect.NoneType: st.none(),
+}
 
 
 def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
     """Return a strategy for values of a type, as msgspec describes it."""
+    if type(kind) in PLAIN:
+        return PLAIN[type(kind)]
     match kind:
-        case inspect.IntType():
-            return st.integers(-(2**63), 2**64 - 1)
-        case inspect.StrType():
-            return st.text(max_size=20)
-        case inspect.BytesType():
-            return st.binary(max_size=40)
-        case inspect.BoolType():
-            return st.booleans()
-        case inspect.NoneType():
-            return st.none()
         case inspect.LiteralType(values=choices):
             return st.sampled_from(choices)
         case inspect.ListType(item_type=item):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -23,12 +25,15 @@ from strandline_contracts.commands import (
     accept_grant,
 )
 from strandline_contracts.errors import BadMessage, BadSignature
-from strandline_contracts.signing import Signed, public_key, sign, verify
+from strandline_contracts.signing import Authority, Signed, public_key, sign, verify
 from strandline_contracts.subjects import CommandSubject
 from support.commands import make_command, signed
 
 OPERATOR, SCHEDULER, STRANGER = b"\x01" * 32, b"\x02" * 32, b"\x03" * 32
-TRUSTED = {public_key(OPERATOR): "operator", public_key(SCHEDULER): "scheduler"}
+TRUSTED: dict[bytes, Authority] = {
+    public_key(OPERATOR): "operator",
+    public_key(SCHEDULER): "scheduler",
+}
 RESTORE = Restore(point=1, to=b"/x", grant=b"", store="store-1")
 ALL_ARGS: list[Args] = [
     ExpressFull(),
@@ -111,7 +116,7 @@ def test_keys_and_signatures_of_other_lengths_are_refused(length: int) -> None:
     message = sign(OPERATOR, "command", b"x")
     with pytest.raises(BadSignature):
         verify(msgspec.structs.replace(message, signature=b"s" * length), "command", TRUSTED)
-    odd = {b"k" * length: "operator"}
+    odd: dict[bytes, Authority] = {b"k" * length: "operator"}
     with pytest.raises(BadSignature):
         verify(msgspec.structs.replace(message, key=b"k" * length), "command", odd)
 
@@ -138,8 +143,13 @@ GRANT = Grant(
 )
 
 
-def grant(seed: bytes = OPERATOR, **where) -> Grant:
-    expected = {"site": "hq", "store": "store-1", "caller": "agent-web-1", "now_ns": 1000}
+def grant(seed: bytes = OPERATOR, **where: Any) -> Grant:
+    expected: dict[str, Any] = {
+        "site": "hq",
+        "store": "store-1",
+        "caller": "agent-web-1",
+        "now_ns": 1000,
+    }
     message: Signed = sign(seed, "grant", encode(GRANT))
     return accept_grant(encode(message), trusted=TRUSTED, **(expected | where))
 

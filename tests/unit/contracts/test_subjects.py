@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strandline_contracts import subjects as s
 from strandline_contracts.errors import BadMessage, BadName
 from strandline_contracts.names import (
+    Role,
     caller,
     label,
     new_job_id,
@@ -25,14 +26,14 @@ HQ = s.Subjects("hq")
 
 
 @given(ROLE, TOKEN, TOKEN, TOKEN)
-def test_commands_come_apart(role, instance, source, verb) -> None:
+def test_commands_come_apart(role: Role, instance: str, source: str, verb: str) -> None:
     subject = HQ.command(role, instance, source, verb)
     assert s.parse_command(subject) == (role, instance, source, verb)
     assert subject.startswith(HQ.commands_to(role, instance).removesuffix(">"))
 
 
 @given(TOKEN, TOKEN, TOKEN, TOKEN)
-def test_events_blocks_and_calls_come_apart(a, b, c, d) -> None:
+def test_events_blocks_and_calls_come_apart(a: str, b: str, c: str, d: str) -> None:
     assert s.parse_event(HQ.event(a, b, c, d)) == (a, b, c, d)
     assert s.parse_blocks(HQ.blocks(a, b, c)) == (a, b, c)
     assert s.parse_call(HQ.call("store", b, c, d)) == ("store", b, c, d)

@@ -44,6 +44,7 @@ def test_invariant_10_killed_at_random_moments_no_point_is_wrong(tmp_path: Path)
     folder = tmp_path / "replica"
     new_replica(folder).close()
     chance = random.Random(11)
+    newest_number = 0
     for _ in range(ROUNDS):
         said = run_and_kill(folder, chance.uniform(0.0, 0.15))
         replica = open_replica(folder)
@@ -55,5 +56,6 @@ def test_invariant_10_killed_at_random_moments_no_point_is_wrong(tmp_path: Path)
         assert (report.damaged, report.manifests) == (0, newest.number)
         reader.close()
         replica.close()
-    for number in range(1, newest.number + 1):
+        newest_number = newest.number
+    for number in range(1, newest_number + 1):
         assert content(folder, number) == made_up_content(number)

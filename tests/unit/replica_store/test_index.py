@@ -80,7 +80,8 @@ def deltas() -> st.SearchStrategy[Delta]:
             st.builds(inode, st.sampled_from(FILES), st.integers(0, BLOCKS * 4096)), max_size=3
         ),
         st.lists(
-            st.builds(lambda key, file: Name(*key, file), keys, st.sampled_from(FILES)), max_size=3
+            st.builds(lambda key, file: Name(key[0], key[1], file), keys, st.sampled_from(FILES)),
+            max_size=3,
         ),
         st.lists(keys, max_size=2),
     )

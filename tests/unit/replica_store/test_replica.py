@@ -349,7 +349,11 @@ def test_the_index_is_a_projection(folder: Path) -> None:
     before = dump(folder)
     texts = [content(folder, number) for number in range(1, 6)]
     assert len(list((folder / "segments").iterdir())) > 1
-    for spoil in (lambda path: path.unlink(), lambda path: path.write_bytes(b"rubbish" * 999)):
+    spoils: list[Callable[[Path], object]] = [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"rubbish" * 999),
+    ]
+    for spoil in spoils:
         spoil(folder / "index.db")
         open_replica(folder).close()
         assert dump(folder) == before

@@ -63,14 +63,19 @@ def test_a_job_from_accepted_to_durable(journal: Journal) -> None:
     ]
 
 
-def test_refusals_change_nothing(journal: Journal) -> None:
+def test_the_known_and_the_older_are_refused(journal: Journal) -> None:
     journal.accept(make_command("j1", at_ns=T), T)
     with pytest.raises(Known):
         journal.accept(make_command("j1", at_ns=T + 9), T)
-    for at_ns in (T, T - 1):
-        with pytest.raises(Older):
-            journal.accept(make_command("j2", at_ns=at_ns), T)
     assert len(told(journal)) == 1
+    for job, at_ns in (("j2a", T), ("j2b", T - 1)):
+        with pytest.raises(Older):
+            journal.accept(make_command(job, at_ns=at_ns), T)
+        # Whoever waits for it hears of it; the newest instant stays the newest.
+        older = journal.get(job)
+        assert older is not None
+        assert older.failure is not None
+        assert (older.state, older.failure.code) == ("cancelled", "job.older")
     # Another verb, or another source, has an order of its own.
     journal.accept(make_command("j3", at_ns=T - 1, args=Sync()), T)
     journal.accept(make_command("j4", at_ns=T - 1, source="s2"), T)

@@ -22,6 +22,6 @@ async def test_a_failed_write_leaves_the_old(tmp_path: Path) -> None:
     path = tmp_path / "state"
     await state_file.replace(path, b"old")
     (tmp_path / "state.new").mkdir()  # in the way of the new one
-    with pytest.raises(OSError, match="state.new"):
+    with pytest.raises(OSError, match=r"state\.new"):
         await state_file.replace(path, b"new")
     assert await state_file.read(path) == b"old"

@@ -29,6 +29,9 @@ _FIRST_OPTIONS = """\
 [postgres]
 # dsn = "postgresql://user:password@host:5432/strandline"   # a database of your own
 # bindir = "/usr/lib/postgresql/15/bin"                     # 15 or newer
+
+[store]
+# reserve_bytes = 268435456       # jobs fail while less is free on the store's disk
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -24,12 +25,19 @@ class PostgresOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     bindir: str = ""
 
 
+class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """None: the store's own default."""
+
+    reserve_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of strandline.toml."""
 
     site: str = "hq"
     nats: NatsOptions = NatsOptions()
     postgres: PostgresOptions = PostgresOptions()
+    store: StoreOptions = StoreOptions()
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

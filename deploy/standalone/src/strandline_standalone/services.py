@@ -96,6 +96,11 @@ def write_configs(layout: Layout, options: Options, servers: Sequence[str], nats
         own: dict[str, Value] = {}
         if unit.role == "scheduler":
             own["signing_seed"] = str(signing_path(layout, "scheduler"))
+        if unit.role == "agent":
+            # Whatever is protected around it: a replica must not hold the replicas.
+            own["own_state"] = [str(layout.root)]
+        if unit.role == "store" and options.store.reserve_bytes is not None:
+            own["reserve_bytes"] = options.store.reserve_bytes
         if unit.role != "catalog":
             _write(
                 layout,

@@ -15,7 +15,6 @@ from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import nats.errors
-from nats.aio import client as nats_client
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -23,7 +22,7 @@ from strandline_contracts.codec import Message, decode, encode
 from strandline_contracts.names import Role, caller
 from strandline_contracts.queries import Refused
 from strandline_contracts.subjects import Subjects, inbox_prefix
-from strandline_runtime import metrics, responder
+from strandline_runtime import lean, metrics, responder
 from strandline_runtime.errors import BusError, RemoteRefused, Unreachable
 from strandline_runtime.keys import read_credential
 from strandline_runtime.logs import logger
@@ -34,10 +33,7 @@ __all__ = ["Bus", "Handler", "Listener", "Request", "StatusOf", "Stored"]
 
 T = TypeVar("T")
 
-# nats-py reads 32 KiB at a time and stops the socket at twice that: at a MiB a message its loop
-# would turn thirty times for each. Measured in docs/performance.md.
-READ_BYTES = 1024 * 1024
-nats_client.DEFAULT_BUFFER_SIZE = READ_BYTES
+lean.install()
 
 PAYLOAD_RESERVE_BYTES = 64 * 1024
 """What a message's headers and wrapping may take of the server's max_payload."""

@@ -210,6 +210,7 @@ class _Job:
         def track() -> None:
             try:
                 scan.run()
+                readers.end()
             finally:
                 readers.close()
 

@@ -23,6 +23,8 @@ from strandline_contracts.points import BLOCK_BYTES, ROOT
 
 PAGE_BLOCKS = 1024
 CACHE_KIB = 32 * 1024
+MAX_GATHERED_ROWS = 512
+"""Changes are written so many at a time; a row of digests has up to 16 KiB."""
 SCHEMA_VERSION = 1
 
 _FILE = (
@@ -60,6 +62,12 @@ SELECT EXISTS (SELECT 1 FROM pending_name WHERE file = :file) OR EXISTS (
     AND NOT EXISTS (SELECT 1 FROM pending_name p WHERE p.parent = n.parent AND p.name = n.name)
     AND NOT EXISTS (SELECT 1 FROM pending_gone g WHERE g.file = n.parent))
 """
+
+
+_PUT_FILE = "INSERT OR REPLACE INTO pending_file VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_PUT_NAME = "INSERT OR REPLACE INTO pending_name VALUES (?,?,?)"
+_PUT_PAGE = "INSERT OR REPLACE INTO pending_digest VALUES (?,?,?)"
+_PUTS = (_PUT_FILE, _PUT_NAME, _PUT_PAGE)
 
 
 class IndexBroken(AgentError):
@@ -115,6 +123,8 @@ class KnownIndex:
         self._conn.executescript(_SCHEMA)
         execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._next = int(self._meta("next_file", ROOT + 1))
+        self._gathered: dict[str, list[tuple[object, ...]]] = {put: [] for put in _PUTS}
+        self._gathered_rows = 0
 
     def close(self) -> None:
         with self._lock:
@@ -145,6 +155,7 @@ class KnownIndex:
     def stage(self, job: str, attempt: int) -> None:
         """Make the collected changes durable, as those of `job`."""
         with self._lock:
+            self._write_gathered()
             self._put_meta("job", job)
             self._put_meta("attempt", attempt)
             self._put_meta("next_file", self._next)
@@ -153,6 +164,7 @@ class KnownIndex:
     def abort(self) -> None:
         """Forget the changes that are collected or staged, if any."""
         with self._lock:
+            self._drop_gathered()
             if self._conn.in_transaction:
                 self._conn.execute("ROLLBACK")
             if self._meta("job", ""):
@@ -219,6 +231,7 @@ class KnownIndex:
     def with_inode(self, fs: int, ino: int) -> list[FileRow]:
         """Return the files, pending ones first, that have or had this inode number."""
         with self._lock:
+            self._write_gathered()
             execute = self._conn.execute
             rows = execute(
                 "SELECT * FROM pending_file WHERE ino = ? AND fs = ?", (ino, fs)
@@ -236,6 +249,7 @@ class KnownIndex:
     def page(self, file: int, page: int) -> bytes | None:
         """Return the digests of a page, pending ones first; empty for a hole, None if dropped."""
         with self._lock:
+            self._write_gathered()
             execute = self._conn.execute
             row = execute(
                 "SELECT digests FROM pending_digest WHERE file = ? AND page = ?", (file, page)
@@ -250,6 +264,7 @@ class KnownIndex:
     def pages(self, file: int, first: int, end: int) -> list[int]:
         """Return which pages of a file from `first` to before `end` are not wholly holes."""
         with self._lock:
+            self._write_gathered()
             rows = self._conn.execute(
                 "SELECT page FROM digest WHERE file = :file AND page >= :first AND page < :end"
                 " UNION SELECT page FROM pending_digest"
@@ -267,22 +282,15 @@ class KnownIndex:
             return self._next - 1
 
     def put_file(self, row: FileRow, *, content_changed: bool = False) -> None:
-        changed = self._point if content_changed else row.changed
-        with self._lock:
-            self._conn.execute(
-                "INSERT OR REPLACE INTO pending_file VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                row._replace(changed=changed),
-            )
+        self._gather(_PUT_FILE, row._replace(changed=self._point) if content_changed else row)
 
     def put_name(self, parent: int, name: bytes, file: int | None) -> None:
         """Let a name lead to `file`, or to nothing."""
-        with self._lock:
-            self._conn.execute(
-                "INSERT OR REPLACE INTO pending_name VALUES (?,?,?)", (parent, name, file)
-            )
+        self._gather(_PUT_NAME, (parent, name, file))
 
     def has_pending_name(self, parent: int, name: bytes) -> bool:
         with self._lock:
+            self._write_gathered()
             return bool(
                 self._conn.execute(
                     "SELECT 1 FROM pending_name WHERE parent = ? AND name = ?", (parent, name)
@@ -291,15 +299,31 @@ class KnownIndex:
 
     def put_page(self, file: int, page: int, digests: bytes) -> None:
         """Set the digests of a page; empty for a hole."""
+        self._gather(_PUT_PAGE, (file, page, digests or None))
+
+    def _gather(self, put: str, row: tuple[object, ...]) -> None:
+        """Keep a change until there are many, or until somebody reads such rows."""
         with self._lock:
-            self._conn.execute(
-                "INSERT OR REPLACE INTO pending_digest VALUES (?,?,?)",
-                (file, page, digests or None),
-            )
+            self._gathered[put].append(row)
+            self._gathered_rows += 1
+            if self._gathered_rows >= MAX_GATHERED_ROWS:
+                self._write_gathered()
+
+    def _write_gathered(self) -> None:
+        if self._gathered_rows:
+            for put, rows in self._gathered.items():
+                self._conn.executemany(put, rows)
+            self._drop_gathered()
+
+    def _drop_gathered(self) -> None:
+        for rows in self._gathered.values():
+            rows.clear()
+        self._gathered_rows = 0
 
     def retract(self, file: int) -> list[tuple[int, bytes]]:
         """Take a new file out again; returns the names that had been given to it."""
         with self._lock:
+            self._write_gathered()
             execute = self._conn.execute
             names = execute(
                 "SELECT parent, name FROM pending_name WHERE file = ?", (file,)
@@ -312,6 +336,7 @@ class KnownIndex:
     def find_gone(self) -> Iterator[int]:
         """Find the files that have lost their last name, those in gone folders included."""
         with self._lock:
+            self._write_gathered()
             execute = self._conn.execute
             execute(
                 "INSERT INTO suspect (file) SELECT DISTINCT n.file FROM name n JOIN pending_name p"
@@ -336,6 +361,7 @@ class KnownIndex:
         """Return how many files the tree has with the changes, and the bytes of regular ones."""
         regular = "CASE WHEN mode & 61440 = 32768 THEN size ELSE 0 END"
         with self._lock:
+            self._write_gathered()
             files, size = self._conn.execute(
                 f"SELECT COUNT(*), COALESCE(SUM({regular}), 0) FROM ("  # noqa: S608
                 "SELECT mode, size FROM pending_file UNION ALL SELECT mode, size FROM file"

@@ -11,6 +11,8 @@ from strandline_agent.errors import PipelineStopped
 from strandline_agent.packing import Place
 from strandline_contracts.points import Extent, Inode, Issue, Name
 
+WAKE_BYTES = 256 * 1024
+"""So much wakes the event loop: woken for each record it would change threads with every one."""
 RECORD_BYTES = 160
 """What a record without long fields may take in a message, amply."""
 
@@ -73,11 +75,15 @@ class Outgoing:
                 if self._stopped:
                     raise PipelineStopped("the job has stopped")
                 cost = cost_bytes(item)
-                was_empty = not self._items
                 self._items.append((item, cost))
+                was_little = not self._is_much
                 self._bytes += cost
-                if was_empty:
+                if was_little and self._is_much:
                     self._loop.call_soon_threadsafe(self._ready.set)
+
+    @property
+    def _is_much(self) -> bool:
+        return self._bytes >= min(WAKE_BYTES, self._max_bytes)
 
     def end(self) -> None:
         """Tell that nothing more comes. Called in any thread."""
@@ -96,22 +102,23 @@ class Outgoing:
         return self._stopped
 
     async def get(self, max_bytes: int) -> list[tuple[Item, int]]:
-        """Return what is there, at least one item and their costs, about `max_bytes` at most.
+        """Return what is there with its costs, about `max_bytes` at most, once it is worth it.
 
         An empty list means the end.
         """
         while True:
             with self._room:
-                taken: list[tuple[Item, int]] = []
-                size = 0
-                while self._items and size < max_bytes:
-                    taken.append(self._items.popleft())
-                    size += taken[-1][1]
-                self._bytes -= size
-                if taken:
-                    self._room.notify_all()
-                    return taken
-                if self._ended:
-                    return []
+                if self._is_much or self._ended:
+                    return self._take(max_bytes)
                 self._ready.clear()
             await self._ready.wait()
+
+    def _take(self, max_bytes: int) -> list[tuple[Item, int]]:
+        taken: list[tuple[Item, int]] = []
+        size = 0
+        while self._items and size < max_bytes:
+            taken.append(self._items.popleft())
+            size += taken[-1][1]
+        self._bytes -= size
+        self._room.notify_all()
+        return taken

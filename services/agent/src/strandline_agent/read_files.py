@@ -43,6 +43,10 @@ from strandline_contracts.points import (
 
 READERS = 2
 MAX_WAITING_FILES = 64
+SMALL_BYTES = 64 * 1024
+SMALL_FILES = 32
+"""Files up to 64 KiB are read by the thread that walks, so many at a time: handed to others, the
+threads would spend more on waking each other than on reading."""
 GROUP_PAGES = 4
 STEP_BYTES = 1024 * 1024
 """What is read at once."""
@@ -186,6 +190,8 @@ class Readers:
         self._out = out
         self._offer = offer
         self._fetch = fetch
+        self._walker = _Worker(index, out, offer, fetch)
+        self._small: list[ToRead] = []
         self._waiting: deque[ToRead] = deque()
         self._open: deque[_Reading] = deque()
         self._changed = threading.Condition()
@@ -197,7 +203,14 @@ class Readers:
         self.partial = False
 
     def read(self, task: ToRead) -> None:
-        """Have a file read. Raises PipelineStopped."""
+        """Have a file read; called by the thread that walks. Raises PipelineStopped."""
+        if task.stat.st_size <= SMALL_BYTES:
+            # All of them are on their way from the disk before the first is waited for.
+            os.posix_fadvise(task.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            self._small.append(task)
+            if len(self._small) >= SMALL_FILES:
+                self._read_small()
+            return
         with self._changed:
             while len(self._waiting) >= MAX_WAITING_FILES and not self._stopped:
                 self._changed.wait()
@@ -207,9 +220,41 @@ class Readers:
             self._waiting.append(task)
             self._changed.notify()
 
+    def end(self) -> None:
+        """Read the small files that are left; called by the thread that walks, at its end."""
+        self._read_small()
+        self._walker.flush()
+
+    def _read_small(self) -> None:
+        tasks, self._small = deque(self._small), []
+        try:
+            while tasks:
+                with self._changed:
+                    if self._stopped:
+                        raise PipelineStopped("the job has stopped")
+                    self._busy += 1
+                reading = _Reading(tasks.popleft(), self._index)
+                group = reading.take()
+                if not reading.exhausted:
+                    # It has grown since: the others may help.
+                    self._reopen(reading)
+                self._work(self._walker, reading, group)
+        finally:
+            for task in tasks:
+                os.close(task.fd)
+
+    def _reopen(self, reading: _Reading) -> None:
+        with self._changed:
+            self._open.append(reading)
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Tell that no more files come: the threads end when all are read."""
         with self._changed:
+            while self._small:
+                os.close(self._small.pop().fd)
+            self.read_bytes += self._walker.read_bytes
+            self.dirty_bytes += self._walker.dirty_bytes
             self._closed = True
             self._changed.notify_all()
 
@@ -284,9 +329,7 @@ class Readers:
             worker.flush()
             time.sleep(RETRY_WAIT_S * reading.tries)
             reading.start()
-            with self._changed:
-                self._open.append(reading)
-                self._changed.notify_all()
+            self._reopen(reading)
             return
         try:
             if reading.error is not None:
@@ -300,7 +343,8 @@ class Readers:
         with self._changed:
             os.close(reading.task.fd)
             self._busy -= 1
-            self._changed.notify_all()
+            if self._closed and not self._busy:
+                self._changed.notify_all()
 
     def _keep(self, reading: _Reading, *, changing: bool) -> None:
         task = reading.task
@@ -371,7 +415,7 @@ class _Worker:
             while at < end:
                 # Steps end at multiples of their size, so that chunks are cut at theirs.
                 size = min(end - at, STEP_BYTES - at % STEP_BYTES)
-                self._step(task, old, new, first, at=at, size=size)
+                self._step(reading, old, new, first, at=at, size=size)
                 at += size
         self._hole(task, old, new, first, first + blocks)
         found = bytes(new)
@@ -397,15 +441,25 @@ class _Worker:
     ) -> None:
         """Note that the blocks up to `until` are a hole."""
         done = len(new)
+        if until - first == done // BLOCK_DIGEST_BYTES:
+            return
         new += HOLE * (until - first - done // BLOCK_DIGEST_BYTES)
         start = first + done // BLOCK_DIGEST_BYTES
         self._runs(task, _part(old, done, len(new)), bytes(new[done:]), start, None)
 
     def _step(
-        self, task: ToRead, old: bytes | None, new: bytearray, first: int, *, at: int, size: int
+        self,
+        reading: _Reading,
+        old: bytes | None,
+        new: bytearray,
+        first: int,
+        *,
+        at: int,
+        size: int,
     ) -> None:
+        task = reading.task
         view = self._buffer[:size]
-        got = _read_fully(task.fd, view, at)
+        got = _read_fully(task.fd, view[: reading.before.st_size - at], at)
         if got < size:
             view[got:] = bytes(size - got)
         self.read_bytes += got

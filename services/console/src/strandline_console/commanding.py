@@ -35,6 +35,7 @@ from strandline_runtime.errors import RemoteRefused, Unreachable
 QUEUED_FOR_S = 24 * 3600
 """A target that is away may begin a job for so long; then the job has expired."""
 ASK_EVERY_S = 1.0
+SEND_AGAIN_S = 2.0
 SILENT_AFTER_S = 5.0
 REPEAT_EVERY_S = 30.0
 RUN_NOW: dict[str, type[ExpressFull | Sync | Check | Verify]] = {
@@ -227,7 +228,7 @@ async def _ask(site: Site, sent: Sent, watch: Watch) -> Job | None:
     now_s = time.monotonic()
     watch.heard_s = now_s
     watch.job = answer.job
-    if answer.job is None and now_s - watch.sent_again_s > SILENT_AFTER_S:
+    if answer.job is None and now_s - watch.sent_again_s > SEND_AGAIN_S:
         # It was away when the command came, and did not know to look for it: same job, same id.
         watch.sent_again_s = now_s
         await _publish(site, sent)

@@ -291,6 +291,7 @@ def restore(
             server=server,
             overwrite=overwrite,
             devices=devices,
+            wait=wait,
         )
         if not wait and not as_json:
             say("it runs on its own: strandline jobs --follow")

@@ -22,7 +22,8 @@ class At:
 def parse_at(text: str, local: tzinfo | None = None) -> At:
     """Return what `text` names; empty is the newest. A time without zone is of zone `local`.
 
-    `local` None is the machine's own zone. A time counts to its end: `12:30` is until 12:30:59.
+    `local` None is the machine's own zone. A time counts to the end of its last digit: `12:30` is
+    until 12:30:59.999999999. So the time that `points` prints, however exactly, is its point's.
     Raises WrongUse.
     """
     if not text:
@@ -40,18 +41,22 @@ def parse_at(text: str, local: tzinfo | None = None) -> At:
         ) from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=local) if local else moment.astimezone()
-    whole_ns = int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
-    return At(time_ns=whole_ns + _rest_ns(text))
+    whole_ns = int(moment.replace(microsecond=0).timestamp()) * 1_000_000_000
+    return At(time_ns=whole_ns + _end_ns(text))
 
 
-def _rest_ns(text: str) -> int:
-    """Return how long the named day, minute or second goes on, less one nanosecond."""
+def _end_ns(text: str) -> int:
+    """Return the last nanosecond that `text` names, counted from its whole second, minute or day.
+
+    Read from the text: datetime ends at microseconds.
+    """
     clock = re.split(r"[T ]", text, maxsplit=1)
     if len(clock) == 1:
         return 86_400_000_000_000 - 1
     time = re.split(r"[+\-Z]", clock[1], maxsplit=1)[0]
-    if "." in time or "," in time:
-        return 0
-    digits = re.sub(r"\D", "", time)
+    whole, _, fraction = time.replace(",", ".").partition(".")
+    if fraction:
+        digits = fraction[:9]
+        return int(digits.ljust(9, "0")) + int("9" * (9 - len(digits)) or "0")
     lengths = {2: 3600, 4: 60}
-    return lengths.get(len(digits), 1) * 1_000_000_000 - 1
+    return lengths.get(len(re.sub(r"\D", "", whole)), 1) * 1_000_000_000 - 1

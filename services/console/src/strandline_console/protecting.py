@@ -63,7 +63,8 @@ async def protect(
     server = server or site.here()
     await _check_server(site, server)
     absolute = [_absolute(path, here=site.is_here(server)) for path in paths]
-    lines = [*excludes, *_own_state(site, absolute, here=site.is_here(server))]
+    if site.is_here(server):
+        _check_own_state(site, absolute)
     entry = await _take_name(site, name, server)
     await _make_group(site, group)
     source = Source(
@@ -74,7 +75,7 @@ async def protect(
         store=entry.store,
         group=group,
         paths=absolute,
-        excludes=lines,
+        excludes=list(excludes),
     )
     await change_assignment(site, server, lambda sources: _with(sources, source))
     await tell_changed(site, source)
@@ -217,22 +218,17 @@ def _absolute(path: str, *, here: bool) -> bytes:
     return absolute
 
 
-def _own_state(site: Site, paths: Sequence[bytes], *, here: bool) -> list[str]:
-    """Return exclude lines for our own state folder: a replica must not hold the replicas."""
+def _check_own_state(site: Site, paths: Sequence[bytes]) -> None:
+    """Refuse the stack's own state; below a path it is left out by the agent, and that is told."""
     state = os.fsencode(site.settings.state_dir)
-    lines = []
-    for path in paths if here else []:
-        base = path.rstrip(b"/") + b"/"
-        if (state + b"/").startswith(base) and state != path:
-            inner = state[len(base) :].decode("utf-8", "surrogateescape")
-            lines.append("/" + inner.replace("\\", "\\\\").replace("*", "\\*") + "/")
-            say(f"left out: {path_text(state)} (the stack's own state folder)")
-        elif (path + b"/").startswith(state + b"/"):
+    for path in paths:
+        if (path + b"/").startswith(state + b"/"):
             raise WrongUse(
                 f"{path_text(path)} belongs to the stack's own state folder",
                 hint="It holds the replicas themselves.",
             )
-    return lines
+        if state.startswith(path.rstrip(b"/") + b"/"):
+            say(f"left out: {path_text(state)} (the stack's own state folder)")
 
 
 def local_zone() -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from strandline_console.commanding import QUEUED_FOR_S, Sent, send
 from strandline_console.documents import bytes_document
-from strandline_console.errors import WrongUse
+from strandline_console.errors import ConsoleError, WrongUse
 from strandline_console.moment import parse_at
 from strandline_console.outcome import say
 from strandline_console.points import find_point
@@ -16,10 +18,22 @@ from strandline_console.reading import resolve
 from strandline_console.site import Site, now_ns
 from strandline_console.text import path_text
 from strandline_contracts.commands import Grant, Restore
+from strandline_contracts.jobs import GetJob, GotJob
 from strandline_contracts.names import caller, new_job_id
+from strandline_contracts.queries import Status, StatusIs
+from strandline_runtime.errors import RemoteRefused, Unreachable
 
 RUNS_FOR_S = 7 * 24 * 3600
 """How long after the latest start a restore may read: large ones take days."""
+TAKEN_WITHIN_S = 10.0
+ASK_TAKEN_EVERY_S = 0.05
+
+
+class NotTaken(ConsoleError):
+    """The target of a restore has not taken it."""
+
+    code = "console.not_taken"
+    retryable = True
 
 
 async def send_restore(
@@ -32,10 +46,12 @@ async def send_restore(
     server: str,
     overwrite: bool,
     devices: bool,
+    wait: bool,
 ) -> tuple[Sent, dict[str, Any]]:
     """Send the restore of a recovery point to the agent of `server` (default: the source's own).
 
-    Returns the command and what it is, for the JSON document. Raises NoSuchThing, WrongUse.
+    Returns the command and what it is, for the JSON document. Without `wait` only when that agent
+    has taken it. Raises NoSuchThing, WrongUse, NotTaken.
     """
     wanted = parse_at(at)
     source = await site.source(name)
@@ -45,6 +61,8 @@ async def send_restore(
     if point.partial:
         say(f"recovery point {point.number} is partial: it lacks what could not be read then")
     inner = [(await resolve(site, source, point, os.fsencode(path)))[0] for path in paths]
+    if not wait:
+        await _check_answers(site, target)
     job = new_job_id()
     grant = Grant(
         site=site.bus.site,
@@ -66,7 +84,41 @@ async def send_restore(
         devices=devices,
     )
     sent = await send(site, "agent", target, source.id, args, job=job)
+    if not wait:
+        await _until_taken(site, sent)
     return sent, {"server": target, "to": bytes_document(folder), "point": point.number}
+
+
+async def _check_answers(site: Site, server: str) -> None:
+    """Raise NotTaken unless the agent is there.
+
+    One that comes back looks only for commands about its own sources, and finds only the last.
+    """
+    try:
+        await site.bus.call("agent", server, "status", Status(), StatusIs, timeout_s=3.0)
+    except (Unreachable, RemoteRefused) as error:
+        raise NotTaken(
+            f"the agent of {server} does not answer: nothing was sent",
+            hint="With --wait the command stays until that agent is back.",
+        ) from error
+
+
+async def _until_taken(site: Site, sent: Sent) -> None:
+    until_s = time.monotonic() + TAKEN_WITHIN_S
+    while time.monotonic() < until_s:
+        try:
+            answer = await site.bus.call(
+                "agent", sent.command.instance, "job", GetJob(job=sent.job), GotJob, timeout_s=3.0
+            )
+        except (Unreachable, RemoteRefused):
+            continue
+        if answer.job is not None:
+            return
+        await asyncio.sleep(ASK_TAKEN_EVERY_S)
+    raise NotTaken(
+        f"the agent of {sent.command.instance} has not confirmed job {sent.job}",
+        hint="strandline jobs shows whether it has begun; if not, restore again, with --wait.",
+    )
 
 
 def _absolute(to: str, *, here: bool) -> bytes:

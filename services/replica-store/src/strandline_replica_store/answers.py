@@ -30,7 +30,7 @@ from strandline_replica_store.errors import (
     TooMuch,
 )
 from strandline_replica_store.reader import DamagedChunk, Reader
-from strandline_replica_store.receive import Receiver
+from strandline_replica_store.receive import Lane, Receiver
 from strandline_replica_store.replica import translated
 from strandline_replica_store.rules import OpenVerdict
 from strandline_replica_store.scope import Scope
@@ -115,11 +115,24 @@ class Answers:
         _at_most(len(asked.digests), MAX_OFFER, "digests")
         lane = await self._receiver.lane(asked.source)
         if not lane.receives(server, asked.job, asked.attempt):
-            raise Fenced(f"job {asked.job}, attempt {asked.attempt}, is not open")
+            raise await self._why_not_open(lane, asked)
         missing = await self._read(
             asked.source, lambda reader: index.missing(reader.conn, asked.digests)
         )
         return Wanted(missing=missing)
+
+    async def _why_not_open(self, lane: Lane, asked: Want) -> StoreError:
+        """Return what ended the attempt: the agent may ask before it hears of that."""
+        name = f"job {asked.job}, attempt {asked.attempt}"
+        ended = await self._receiver.run(lane.replica.waited, asked.job, asked.attempt)
+        if ended.state != "failed":
+            return Fenced(f"{name}, is not open")
+        return StoreError(
+            ended.error or f"{name}, has failed",
+            code=ended.code,
+            hint=ended.hint,
+            retryable=ended.retryable,
+        )
 
     async def wait(self, request: Request) -> Message:
         """Wait -> Waited."""
@@ -229,8 +242,7 @@ class Answers:
             raise
 
     def _chunks(self, reader: Reader, scope: Scope, asked: reading.Chunks) -> Message:
-        for chunk in asked.chunks:
-            scope.check_chunk(reader.conn, chunk)
+        scope.check_chunks(reader.conn, asked.chunks)
         return reading.ChunkPage(chunks=reader.chunks(asked.chunks, self._room_bytes))
 
     async def _tell_damage(self, source: str, error: DamagedChunk) -> None:

@@ -83,7 +83,6 @@ class Full(StoreError):
 
     code = "store.full"
     hint = "Free space on the store's disk or add to it, then run the job again."
-    retryable = True
 
 
 class DiskError(StoreError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -89,9 +89,10 @@ class Reader:
         the answer stops.
         """
         rows: list[ChunkRow] = []
+        known = tree.chunk_rows(self.conn, ids)
         for chunk in ids:
             try:
-                row = self._sound_row(chunk)
+                row = _sound(known, chunk)
             except DamagedChunk:
                 if not rows:
                     raise
@@ -110,14 +111,6 @@ class Reader:
                 break
             whole.append(StoredChunk(row.id, row.digest, row.plain_bytes, row.codec, stored))
         return whole
-
-    def _sound_row(self, chunk: int) -> ChunkRow:
-        found = tree.chunk_row(self.conn, chunk)
-        if found is None:
-            raise NoSuch(f"chunk {chunk} is not here")
-        if found[1]:
-            raise DamagedChunk(found[0], "found before")
-        return found[0]
 
     def _read(self, rows: Sequence[ChunkRow]) -> dict[int, memoryview | DamagedChunk]:
         """Return the stored bytes of each chunk, or what is wrong with it."""
@@ -203,6 +196,15 @@ class _PlainChunks:
         if len(self._kept) > KEPT_PLAIN_CHUNKS:
             self._kept.popitem(last=False)
         return plain
+
+
+def _sound(rows: Mapping[int, tuple[ChunkRow, bool]], chunk: int) -> ChunkRow:
+    found = rows.get(chunk)
+    if found is None:
+        raise NoSuch(f"chunk {chunk} is not here")
+    if found[1]:
+        raise DamagedChunk(found[0], "found before")
+    return found[0]
 
 
 def merged(rows: Sequence[ChunkRow]) -> Iterator[Place]:

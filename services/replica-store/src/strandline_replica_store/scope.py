@@ -69,15 +69,19 @@ class Scope:
             return self._above[folder]
         raise NotAllowed(f"the grant does not cover folder {folder}")
 
-    def check_chunk(self, conn: sqlite3.Connection, chunk: int) -> None:
-        """Raise NotAllowed unless a file that may be read has bytes in `chunk`."""
-        files = tree.files_of_chunk(conn, self._point, chunk)
+    def check_chunks(self, conn: sqlite3.Connection, chunks: Sequence[int]) -> None:
+        """Raise NotAllowed unless a file that may be read has bytes in each of `chunks`."""
         if self.whole:
-            allowed = next(files, None) is not None
+            allowed = tree.chunks_of_point(conn, self._point, chunks)
         else:
-            allowed = any(self._allows(conn, file) for file in islice(files, FILES_LOOKED_AT))
-        if not allowed:
-            raise NotAllowed(f"chunk {chunk} is not part of what may be read")
+            allowed = {chunk for chunk in chunks if self._allows_chunk(conn, chunk)}
+        for chunk in chunks:
+            if chunk not in allowed:
+                raise NotAllowed(f"chunk {chunk} is not part of what may be read")
+
+    def _allows_chunk(self, conn: sqlite3.Connection, chunk: int) -> bool:
+        files = tree.files_of_chunk(conn, self._point, chunk)
+        return any(self._allows(conn, file) for file in islice(files, FILES_LOOKED_AT))
 
     def _allows(self, conn: sqlite3.Connection, file: int) -> bool:
         verdict = self._verdicts.get(file)

@@ -152,7 +152,7 @@ def _walk(
 ) -> Iterator[tuple[int, ...]]:
     """Yield rows of one table in order: along the chunk index, or sorted where they are few."""
     files, few = wanted.files, wanted.few
-    marks = ",".join("?" * len(files))
+    marks = _marks(files)
     # A plus keeps SQLite from an index: which one is used is decided here, not by statistics.
     plus = "+" if few else ""
     chosen = "" if few else f" INDEXED BY {_CHUNK_INDEX[table]}"
@@ -186,14 +186,27 @@ def blocks_of(
         yield Extent(*row)
 
 
-def chunk_row(conn: sqlite3.Connection, chunk: int) -> tuple[ChunkRow, bool] | None:
-    """Return where a chunk lies and whether it is known to be damaged."""
-    row = conn.execute(
-        "SELECT id, digest, plain_bytes, stored_bytes, codec, segment, offset, bad"
-        " FROM chunk WHERE id = ?",
-        (chunk,),
-    ).fetchone()
-    return (ChunkRow(*row[:7]), bool(row[7])) if row else None
+def chunk_rows(conn: sqlite3.Connection, ids: Sequence[int]) -> dict[int, tuple[ChunkRow, bool]]:
+    """Return where chunks lie and whether each is known to be damaged; of those that there are."""
+    query = (
+        "SELECT id, digest, plain_bytes, stored_bytes, codec, segment, offset, bad"  # noqa: S608 - own words
+        f" FROM chunk WHERE id IN ({_marks(ids)})"
+    )
+    return {row[0]: (ChunkRow(*row[:7]), bool(row[7])) for row in conn.execute(query, ids)}
+
+
+def chunks_of_point(conn: sqlite3.Connection, point: int, ids: Sequence[int]) -> set[int]:
+    """Return those of the chunks `ids` that some file of `point` has bytes in."""
+    query = (
+        f"SELECT id FROM chunk c WHERE id IN ({_marks(ids)}) AND (EXISTS"  # noqa: S608 - own words
+        " (SELECT 1 FROM extent e WHERE e.chunk = c.id AND e.born <= ?) OR EXISTS"
+        " (SELECT 1 FROM extent_past p WHERE p.chunk = c.id AND p.born <= ? AND p.died > ?))"
+    )
+    return {chunk for (chunk,) in conn.execute(query, (*ids, point, point, point))}
+
+
+def _marks(values: Sequence[int]) -> str:
+    return ",".join("?" * len(values))
 
 
 def files_of_chunk(conn: sqlite3.Connection, point: int, chunk: int) -> Iterator[int]:
