@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from strandline_contracts.codec import encode
 from strandline_contracts.commands import Command
 from strandline_contracts.errors import StrandlineError
@@ -138,6 +140,7 @@ class JobRunner:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._contexts: dict[str, JobContext] = {}
         self._cancels: dict[str, asyncio.Event] = {}
+        self._stopped = False
         self._log = logger()
 
     async def resume(self) -> None:
@@ -149,8 +152,11 @@ class JobRunner:
             self.start(command)
 
     def start(self, command: Command) -> None:
-        """Run the job of an accepted command when its turn comes; a second start is no start."""
-        if command.job in self._tasks:
+        """Run the job of an accepted command when its turn comes; a second start is no start.
+
+        After `stop` nothing starts: the job is in the journal, and the next process resumes it.
+        """
+        if self._stopped or command.job in self._tasks:
             return
         self._cancels[command.job] = asyncio.Event()
         self._waiting[command.source] = self._waiting.get(command.source, 0) + 1
@@ -170,6 +176,7 @@ class JobRunner:
 
     async def stop(self) -> None:
         """Stop all jobs where they are; the next process resumes them."""
+        self._stopped = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -251,7 +258,8 @@ class JobRunner:
         self._log.info("job.again", code=error.code, error=str(error), delay_s=round(delay_s, 1))
         with suppress(TimeoutError):
             await asyncio.wait_for(context.cancelled.wait(), delay_s)
-        return job
+        # Should its time be over now, this is why it failed.
+        return msgspec.structs.replace(job, failure=_failure(error))
 
     async def _is_cancelled(self, job: Job) -> bool:
         return self._cancels[job.job].is_set() or await asyncio.to_thread(
