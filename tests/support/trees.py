@@ -81,7 +81,8 @@ def _special(root: Path) -> None:
         os.chdir(root)
         sock.bind("socket")
         os.chdir(here)
-    for number, mode in enumerate((0o4755, 0o2711, 0o1777, 0o000, 0o444)):
+    closed = 0o000 if os.geteuid() == 0 else 0o400  # nobody else may read what has no mode
+    for number, mode in enumerate((0o4755, 0o2711, 0o1777, closed, 0o444)):
         path = root / f"mode{number}"
         path.write_bytes(b"mode")
         path.chmod(mode)

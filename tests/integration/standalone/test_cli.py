@@ -182,7 +182,9 @@ def test_waiting_ends_with_the_truth(up: Any) -> None:
     assert [point["number"] for point in up.document("points", "pair")["points"]] == [3, 2, 1]
 
     back = up.root.parent / "back"
-    up.run("restore", "pair", "--at", "1", "--to", str(back), "--wait")
+    # The folders above the protected ones are root's: only root can give them back as they were.
+    whole = 0 if os.geteuid() == 0 else 4
+    up.run("restore", "pair", "--at", "1", "--to", str(back), "--wait", code=whole)
     restored = back / str(two).lstrip("/") / "file"
     assert restored.read_text() == "gone"
     full = up.document("restore", "pair", "--to", str(back), "--wait", code=1)
