@@ -51,18 +51,6 @@ def lock_alive(run: Path, wait_s: float) -> int:
     return fd
 
 
-def anything_alive(run: Path) -> bool:
-    """Tell whether any process of a stack on this folder is alive."""
-    try:
-        fd = os.open(run / "alive", os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        return not _wait_for_lock(fd, 0)
-    finally:
-        os.close(fd)
-
-
 def stop_supervisor(run: Path, wait_s: float) -> bool:
     """Ask the supervisor to end and wait until its stack is gone; False when there was none."""
     try:

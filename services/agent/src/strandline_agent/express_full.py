@@ -167,7 +167,7 @@ class _Job:
 
     async def _ship(self, opened: Opened, on_shipped: Callable[[], object]) -> Shipped:
         taken_at_ns = time.time_ns()
-        parent = self._index.mirrored[0]
+        parent, _ = await asyncio.to_thread(lambda: self._index.mirrored)
         await asyncio.to_thread(self._index.begin, parent + 1)
         outgoing = Outgoing(OUTGOING_BYTES)
         is_check = self._kind == "check"

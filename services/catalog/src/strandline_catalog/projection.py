@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from strandline_contracts.errors import BadMessage, BadName
 from strandline_contracts.events import DamageFound, Event, JobChanged, PointCommitted, accept_event
 from strandline_contracts.jobs import ENDED, Job, State
-from strandline_contracts.names import caller, token
+from strandline_contracts.names import token
 from strandline_contracts.points import RecoveryPoint
 
 _BIGINT_END = 2**63
@@ -185,8 +185,3 @@ def _check_token(name: str) -> None:
         token(name)
     except BadName as error:
         raise BadMessage(error.message) from error
-
-
-def origin_of_store(store: str) -> str:
-    """Return the caller token by which events of `store` are told."""
-    return caller("store", store)

@@ -16,20 +16,6 @@ FILES_LOOKED_AT = 10_000
 """So many files that share a chunk are looked at to find one that the grant allows."""
 
 
-def within(path: bytes, granted: Sequence[bytes]) -> bool:
-    """Tell whether `path` lies at, below or above one of the granted paths."""
-    steps = _steps(path)
-    for other in map(_steps, granted):
-        depth = min(len(steps), len(other))
-        if steps[:depth] == other[:depth]:
-            return True
-    return False
-
-
-def _steps(path: bytes) -> list[bytes]:
-    return [name for name in path.split(b"/") if name]
-
-
 class Scope:
     """The files of one recovery point that a grant allows; of one thread at a time.
 
