@@ -32,6 +32,29 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
     """Re-read and re-hash what the store holds of a source."""
 
 
+class Delete(msgspec.Struct, frozen=True, kw_only=True, tag="delete"):
+    """Delete recovery points of a source, or (none named) its whole replica.
+
+    Takes effect when the store's own delay has passed; until then Undelete takes it back.
+    """
+
+    points: list[int] = []
+
+
+class Undelete(msgspec.Struct, frozen=True, kw_only=True, tag="undelete"):
+    """Take back a Delete: of these recovery points, or (none named) of all and of the replica."""
+
+    points: list[int] = []
+
+
+class Reindex(msgspec.Struct, frozen=True, kw_only=True, tag="reindex"):
+    """Make the index of a replica anew from its manifests and segments."""
+
+
+class Compact(msgspec.Struct, frozen=True, kw_only=True, tag="compact"):
+    """Drop what retention lets go and rewrite segments now, whatever the thresholds say."""
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     """Cancel job `target`, whether it has started or not."""
 
@@ -59,7 +82,19 @@ class Restore(msgspec.Struct, frozen=True, kw_only=True, tag="restore"):
     devices: bool = False
 
 
-Args = ExpressFull | Sync | Check | Verify | Cancel | Assign | Restore
+Args = (
+    ExpressFull
+    | Sync
+    | Check
+    | Verify
+    | Delete
+    | Undelete
+    | Reindex
+    | Compact
+    | Cancel
+    | Assign
+    | Restore
+)
 
 SCHEDULER_VERBS = frozenset({"express_full", "sync", "check", "verify"})
 """All that a scheduler's key may command: nothing that reads data out or takes protection away."""

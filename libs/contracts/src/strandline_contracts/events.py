@@ -52,7 +52,65 @@ class DamageFound(msgspec.Struct, frozen=True, kw_only=True, tag="damage_found")
     files: list[bytes] = []
 
 
-Data = PointCommitted | JobChanged | SourceChanged | DamageFound
+class DamageRepaired(msgspec.Struct, frozen=True, kw_only=True, tag="damage_repaired"):
+    """`evt.<store>.damage.repaired.<source>`: a damaged chunk (0: a manifest) is whole again.
+
+    `by` is who brought the bytes: an agent's caller token, `index`, later a tape or a site.
+    """
+
+    chunk: int
+    by: str
+    points: list[int] = []
+
+
+class PointsDropped(msgspec.Struct, frozen=True, kw_only=True, tag="points_dropped"):
+    """`evt.<store>.point.dropped.<source>`: recovery points that are no more.
+
+    `reason` is retention or deleted.
+    """
+
+    points: list[int]
+    reason: str
+
+
+class ReplicaDeleted(msgspec.Struct, frozen=True, kw_only=True, tag="replica_deleted"):
+    """`evt.<store>.replica.<deleted|undeleted|purged>.<source>`: the fate of a delete.
+
+    `points` are those that it names, empty for the whole replica. Until `due_at_ns` (the store's
+    clock) it can be taken back.
+    """
+
+    points: list[int] = []
+    due_at_ns: int = 0
+    by: str = ""
+
+
+class ReplicaVerified(msgspec.Struct, frozen=True, kw_only=True, tag="replica_verified"):
+    """`evt.<store>.replica.verified.<source>`: all that the store holds was read again."""
+
+    chunks: int
+    read_bytes: int
+    damaged: int
+    began_at_ns: int
+
+
+class ClockDoubted(msgspec.Struct, frozen=True, kw_only=True, tag="clock_doubted"):
+    """`evt.<store>.clock.<doubted|trusted>.-`: whether the store's clock may end a life."""
+
+    reason: str = ""
+
+
+Data = (
+    PointCommitted
+    | JobChanged
+    | SourceChanged
+    | DamageFound
+    | DamageRepaired
+    | PointsDropped
+    | ReplicaDeleted
+    | ReplicaVerified
+    | ClockDoubted
+)
 
 
 class Event(Message, frozen=True, kw_only=True, tag="event"):

@@ -87,7 +87,10 @@ def permissions(site: str, role: Role, instance: str) -> Permissions:
             own_events,
             f"{root}.prg.*",
             *_pull(blocks_stream(instance), STORE_CONSUMER),
-            f"$JS.API.DIRECT.GET.{POLICY_STREAM}.{policy_subject('server.*')}",
+            *(
+                f"$JS.API.DIRECT.GET.{POLICY_STREAM}.{policy_subject(keys)}"
+                for keys in ("server.*", "group.*", "hold.*")
+            ),
             last_command,
         )
         subscribe += (_DISCOVERY, own_calls, own_commands)

@@ -1,7 +1,7 @@
 """What is protected, where and how often: the documents of the policy bucket, each signed.
 
 Keys: `server.<server>` holds an Assignment, `group.<group>` a Group, `name.<hex of the label>` a
-NameEntry. The bucket is the truth about policies (design §6).
+NameEntry, `hold.<source>` a Hold. The bucket is the truth about policies (design §6).
 """
 
 from __future__ import annotations
@@ -47,6 +47,31 @@ class Assignment(Message, frozen=True, kw_only=True, tag="assignment"):
     sources: list[Source] = []
 
 
+class Retention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which recovery points are kept: those that any of the rules keeps, by the store's clock.
+
+    `last` keeps the newest so many, `days` all that are younger. `hourly` to `yearly` keep the
+    newest recovery point of each of the last so many hours, days, weeks (from Monday), months and
+    years that have one, read in the group's time zone. `log_window_s` promises every logged moment
+    of the last so many seconds: the newest full at or before its start is kept. All zero: the
+    default of the data source's type (DEFAULT_LAST).
+    """
+
+    last: int = 0
+    days: int = 0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+    log_window_s: int = 0
+
+
+DEFAULT_LAST: dict[str, int] = {"files": 64}
+"""DPM's limits by type of data source: 64 of files; applications keep 512."""
+DEFAULT_LAST_OF_APPLICATIONS = 512
+
+
 class Group(Message, frozen=True, kw_only=True, tag="group"):
     """A protection group's policy, first form.
 
@@ -58,6 +83,20 @@ class Group(Message, frozen=True, kw_only=True, tag="group"):
     sync_every_s: int = 0
     express_full: list[str] = []
     timezone: str = "UTC"
+    retention: Retention = Retention()
+
+
+class Hold(Message, frozen=True, kw_only=True, tag="hold"):
+    """Recovery points of a source that no rule drops until the hold is released.
+
+    `points` are numbers; 0 stands for all of them, also those that come. Empty: released.
+    """
+
+    source: str
+    points: list[int] = []
+    reason: str = ""
+    held_at_ns: int = 0
+    by: str = ""
 
 
 class NameEntry(Message, frozen=True, kw_only=True, tag="name"):
@@ -77,11 +116,15 @@ def group_key(group: str) -> str:
     return f"group.{group.encode().hex()}"
 
 
+def hold_key(source: str) -> str:
+    return f"hold.{source}"
+
+
 def name_key(name: str) -> str:
     return f"name.{name.encode('utf-8', 'surrogateescape').hex()}"
 
 
-Document = Assignment | Group | NameEntry
+Document = Assignment | Group | NameEntry | Hold
 
 
 def key_of(document: Document) -> str:
@@ -90,6 +133,8 @@ def key_of(document: Document) -> str:
         return server_key(document.server)
     if isinstance(document, Group):
         return group_key(document.name)
+    if isinstance(document, Hold):
+        return hold_key(document.source)
     return name_key(document.name)
 
 

@@ -37,6 +37,9 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     last_job: Job | None = None
     bytes: int = 0
     stored_bytes: int = 0
+    deleted: list[int] = []
+    """Recovery points that an operator has deleted (0: the whole replica), until `due_at_ns`."""
+    due_at_ns: int = 0
 
 
 class SourceList(Message, frozen=True, kw_only=True, tag="source_list"):

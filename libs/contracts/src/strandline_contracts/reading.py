@@ -25,6 +25,40 @@ class PointPage(Message, frozen=True, kw_only=True, tag="point_page"):
     more: bool
 
 
+class Replicas(Message, frozen=True, kw_only=True, tag="replicas"):
+    """Ask a store for its replicas: sources above `after`, rising."""
+
+    after: str = ""
+
+
+class ReplicaState(Record, frozen=True):
+    """A replica as its store knows it. Times are Unix nanoseconds by the store's clock, 0 for none.
+
+    `deleted` are the recovery points that an operator has deleted and that are still here; 0 among
+    them stands for the whole replica. All that is deleted goes at `due_at_ns`. `verified_at_ns` is
+    the oldest moment at which some part of it was last verified. `live_bytes` is what the kept
+    recovery points need of `stored_bytes`, 0 while unknown.
+    """
+
+    source: str
+    name: str
+    type: str
+    points: int
+    newest: int
+    stored_bytes: int
+    live_bytes: int
+    damaged_chunks: int
+    inconsistent: str
+    verified_at_ns: int
+    deleted: list[int] = []
+    due_at_ns: int = 0
+
+
+class ReplicaPage(Message, frozen=True, kw_only=True, tag="replica_page"):
+    replicas: list[ReplicaState]
+    more: bool
+
+
 class Resolve(Message, frozen=True, kw_only=True, tag="resolve"):
     """Ask which files `paths` are in the tree of `point`: names between slashes, from the root."""
 

@@ -61,6 +61,8 @@ class Opened(Message, frozen=True, kw_only=True, tag="opened"):
     credit_batches: int
     holds: bool
     point: RecoveryPoint | None = None
+    damaged: bool = False
+    """The replica has damaged chunks that this server may still have: see LostChunks."""
 
 
 class Mismatch(Message, frozen=True, kw_only=True, tag="mismatch"):
@@ -140,6 +142,44 @@ class Wait(Message, frozen=True, kw_only=True, tag="wait"):
     attempt: int
     seq: int
     timeout_ms: int = 2000
+
+
+class LostChunks(Message, frozen=True, kw_only=True, tag="lost_chunks"):
+    """Ask which chunks of `source` are damaged, ids above `after`, rising; answered by LostPage."""
+
+    source: str
+    after: int = 0
+
+
+class LostChunk(Record, frozen=True):
+    """A damaged chunk, and which blocks of which files it is made of.
+
+    `pieces` are (file, start, blocks, chunk_block) of the newest recovery point; blocks of the
+    chunk that no piece covers are in files no more, and only another site or a tape has them.
+    """
+
+    id: int
+    digest: bytes
+    plain_bytes: int
+    pieces: list[tuple[int, int, int, int]]
+
+
+class LostPage(Message, frozen=True, kw_only=True, tag="lost_page"):
+    chunks: list[LostChunk]
+    more: bool
+
+
+class Mend(Message, frozen=True, kw_only=True, tag="mend"):
+    """Offer the bytes of damaged chunks; the store takes those whose digest is the one it lost."""
+
+    source: str
+    chunks: list[Chunk]
+
+
+class Mended(Message, frozen=True, kw_only=True, tag="mended"):
+    """The ids of the chunks that are whole again."""
+
+    chunks: list[int]
 
 
 JobOnStore = Literal["open", "committed", "failed", "fenced", "unknown"]
