@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DISTRIBUTIONS := libs/contracts libs/runtime services/agent services/catalog services/console \
 	services/replica-store services/scheduler deploy/standalone
-SOURCES := libs services deploy tests tools
+SOURCES := libs services deploy reader tests tools
 
 .PHONY: help install demo test test-root soak check format bench lock clean
 
