@@ -92,7 +92,8 @@ class Issue(Record, frozen=True):
     """A path that a job could not keep or restore as it should, and why.
 
     `code` is stable: unreadable, vanished, changing, unsupported, too_long, stale (an older state
-    of the path is kept), metadata (content is right, some attribute is not).
+    of the path is kept), metadata (content is right, some attribute is not), damaged (what the
+    store holds of it is).
     """
 
     path: bytes

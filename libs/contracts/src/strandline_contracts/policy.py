@@ -54,7 +54,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     newest recovery point of each of the last so many hours, days, weeks (from Monday), months and
     years that have one, read in the group's time zone. `log_window_s` promises every logged moment
     of the last so many seconds: the newest full at or before its start is kept. All zero: the
-    default of the data source's type (DEFAULT_LAST).
+    default of the data source's type (DEFAULT_RETENTION).
     """
 
     last: int = 0
@@ -67,9 +67,10 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     log_window_s: int = 0
 
 
-DEFAULT_LAST: dict[str, int] = {"files": 64}
-"""DPM's limits by type of data source: 64 of files; applications keep 512."""
-DEFAULT_LAST_OF_APPLICATIONS = 512
+DEFAULT_RETENTION: dict[str, Retention] = {"files": Retention(days=7, daily=64)}
+"""By type of data source. DPM keeps the newest 64 of files and 512 of applications; here these are
+days: rules over time cannot be hastened by an agent that makes many recovery points."""
+DEFAULT_RETENTION_OF_APPLICATIONS = Retention(days=7, daily=512)
 
 
 class Group(Message, frozen=True, kw_only=True, tag="group"):

@@ -40,6 +40,9 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     deleted: list[int] = []
     """Recovery points that an operator has deleted (0: the whole replica), until `due_at_ns`."""
     due_at_ns: int = 0
+    damaged_chunks: int = 0
+    verified_at_ns: int = 0
+    """As in ReplicaState."""
 
 
 class SourceList(Message, frozen=True, kw_only=True, tag="source_list"):

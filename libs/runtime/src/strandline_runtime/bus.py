@@ -26,10 +26,10 @@ from strandline_runtime import lean, metrics, responder
 from strandline_runtime.errors import BusError, RemoteRefused, Unreachable
 from strandline_runtime.keys import read_credential
 from strandline_runtime.logs import logger
-from strandline_runtime.responder import Handler, Request
+from strandline_runtime.responder import Encoded, Handler, Request
 from strandline_runtime.settings import Settings
 
-__all__ = ["Bus", "Handler", "Listener", "Request", "StatusOf", "Stored"]
+__all__ = ["Bus", "Encoded", "Handler", "Listener", "Request", "StatusOf", "Stored"]
 
 T = TypeVar("T")
 

@@ -1,18 +1,21 @@
-"""Receiving large messages with one copy instead of five.
+"""Receiving large messages with one copy instead of five, and sending them with none.
 
 nats-py reads through asyncio's StreamReader (a copy in, a copy out), and its parser gathers a
 message in one buffer (in, cut, out). At a MiB a message that is most of what an agent's event loop
 does in a restore (docs/performance.md). These two subclasses hand on the pieces as they come from
 the socket, and join them once. They stand on the seams of the pinned nats-py: `install` puts them
 in its place, and tests/integration/runtime/test_lean.py holds them to what nats-py does.
+`publish_parts` hands the parts of a payload to the socket as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
+import nats.errors
 from nats.aio import client as nats_client
 from nats.aio.transport import TcpTransport
 from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
@@ -25,6 +28,34 @@ _CRLF_BYTES = 2
 def install() -> None:
     """Let nats-py's clients that are made from now on receive through this module."""
     vars(nats_client).update(TcpTransport=LeanTransport, Parser=LeanParser)
+
+
+async def publish_parts(
+    client: nats_client.Client, subject: str, parts: Sequence[bytes | memoryview]
+) -> None:
+    """Publish a message whose payload is in parts; they must not change until they are sent.
+
+    What nats-py's `publish` does, which however joins a command, its payload and its end to new
+    bytes. Raises what that raises.
+    """
+    size_bytes = sum(map(len, parts))
+    if client.is_closed:
+        raise nats.errors.ConnectionClosedError
+    held_bytes = client.pending_data_size + size_bytes
+    if not client.is_connected and held_bytes > client._max_pending_size:
+        raise nats.errors.OutboundBufferLimitError
+    if size_bytes > client.max_payload:
+        raise nats.errors.MaxPayloadError
+    head = f"PUB {subject} {size_bytes}\r\n".encode()
+    # All at once, without an await: no other command may come between them.
+    cast("list[bytes | memoryview]", client._pending).extend((head, *parts, b"\r\n"))
+    client._pending_data_size += len(head) + size_bytes + _CRLF_BYTES
+    client.stats["out_msgs"] += 1
+    client.stats["out_bytes"] += size_bytes
+    if 0 < client._max_pending_size < client._pending_data_size:
+        await client._flush_pending(force_flush=True)
+    elif client._flush_queue is not None and client._flush_queue.empty():
+        await client._flush_pending()
 
 
 class PieceReader(asyncio.StreamReader):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from strandline_contracts.codec import decode, encode
 from strandline_contracts.events import Data, Event
@@ -32,18 +31,33 @@ CREATE TABLE IF NOT EXISTS outbox_numbers (
     PRIMARY KEY (noun, source)
 ) WITHOUT ROWID;
 """
-"""An outbox's tables, for executescript. All of a noun's events of an origin go through one."""
+"""An outbox's tables, a script. All of a noun's events of an origin go through one."""
 
 PUMP_BATCH = 64
 LOOK_AGAIN_S = 30.0
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
 
-OnDatabase = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
+
+class Rows(Protocol):
+    """What a statement gives."""
+
+    def fetchone(self) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Database(Protocol):
+    """A connection to SQLite, of the standard library or of apsw: what both have in common."""
+
+    def execute(self, statement: str, values: tuple[Any, ...] = ..., /) -> Rows: ...
+
+
+OnDatabase = Callable[[Callable[[Database], Any]], Awaitable[Any]]
 """Runs a function on the right connection, in the right thread, as one transaction."""
 
 
-def next_number(conn: sqlite3.Connection, noun: str, source: str) -> int:
+def next_number(conn: Database, noun: str, source: str) -> int:
     """Take the next number of this noun and source, from 1."""
     row = conn.execute(
         "INSERT INTO outbox_numbers VALUES (?, ?, 1)"
@@ -53,13 +67,13 @@ def next_number(conn: sqlite3.Connection, noun: str, source: str) -> int:
     return int(row[0])
 
 
-def put(conn: sqlite3.Connection, event: Event) -> None:
+def put(conn: Database, event: Event) -> None:
     """Store `event` for delivery; belongs into the transaction of what it tells."""
     conn.execute("INSERT INTO outbox (event) VALUES (?)", (encode(event),))
 
 
 def record(
-    conn: sqlite3.Connection,
+    conn: Database,
     *,
     site: str,
     origin: str,
@@ -85,13 +99,13 @@ def record(
     return event
 
 
-def pending(conn: sqlite3.Connection, limit: int) -> list[tuple[int, Event]]:
+def pending(conn: Database, limit: int) -> list[tuple[int, Event]]:
     """Return the oldest undelivered events with their outbox ids, in order."""
-    rows = conn.execute("SELECT id, event FROM outbox ORDER BY id LIMIT ?", (limit,)).fetchall()
+    rows = conn.execute("SELECT id, event FROM outbox ORDER BY id LIMIT ?", (limit,))
     return [(key, decode(event, Event)) for key, event in rows]
 
 
-def done(conn: sqlite3.Connection, key: int) -> None:
+def done(conn: Database, key: int) -> None:
     """Forget a delivered event."""
     conn.execute("DELETE FROM outbox WHERE id = ?", (key,))
 
@@ -148,7 +162,7 @@ class OutboxPump:
         return len(batch)
 
 
-def _forget(key: int, conn: sqlite3.Connection) -> None:
+def _forget(key: int, conn: Database) -> None:
     done(conn, key)
 
 

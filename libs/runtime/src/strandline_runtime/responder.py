@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -19,7 +19,7 @@ from strandline_contracts.errors import BadMessage, StrandlineError
 from strandline_contracts.names import Role, caller
 from strandline_contracts.queries import Refused, Status, StatusIs
 from strandline_contracts.subjects import Subjects, is_reply_to, parse_call
-from strandline_runtime import metrics
+from strandline_runtime import lean, metrics
 from strandline_runtime.logs import logger
 
 MAX_REQUESTS_IN_FLIGHT = 32
@@ -36,7 +36,17 @@ class Request:
     data: bytes
 
 
-Handler = Callable[[Request], Awaitable[Message]]
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An answer that is encoded already: the bytes of `parts`, one after the other."""
+
+    parts: Sequence[bytes | memoryview]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+
+Handler = Callable[[Request], Awaitable[Message | Encoded]]
 
 
 class Responder:
@@ -137,19 +147,21 @@ class Responder:
     async def _answer(self, call: str, handler: Handler, message: Msg, asker: str) -> None:
         began = time.perf_counter()
         reply, outcome = await self._outcome(call, handler, Request(asker, message.data))
-        data = encode(reply)
+        data = reply if isinstance(reply, Encoded) else Encoded([encode(reply)])
         if len(data) > self._client.max_payload > 0:
             refused = Refused(code="bus.too_large", message=f"the answer has {len(data)} bytes")
-            data, outcome = encode(refused), "refused"
+            data, outcome = Encoded([encode(refused)]), "refused"
         try:
-            await self._client.publish(message.reply, data)
+            await lean.publish_parts(self._client, message.reply, data.parts)
         except (nats.errors.Error, OSError) as error:
             outcome = "lost"
             self._log.warning("bus.answer_lost", call=call, caller=asker, error=str(error))
         metrics.REQUESTS.labels(call, outcome).inc()
         metrics.REQUEST_SECONDS.labels(call).observe(time.perf_counter() - began)
 
-    async def _outcome(self, call: str, handler: Handler, request: Request) -> tuple[Message, str]:
+    async def _outcome(
+        self, call: str, handler: Handler, request: Request
+    ) -> tuple[Message | Encoded, str]:
         try:
             return await handler(request), "ok"
         except StrandlineError as error:

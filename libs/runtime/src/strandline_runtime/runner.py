@@ -59,6 +59,17 @@ class Outcome:
     detail: str = ""
 
 
+class JobFailed(RuntimeFault):
+    """Raised by a job's `run` that has failed with `error` and has something to show for it.
+
+    What `outcome` holds goes into the job's record all the same.
+    """
+
+    def __init__(self, error: StrandlineError, outcome: Outcome) -> None:
+        super().__init__(error.message, code=error.code, hint=error.hint, retryable=error.retryable)
+        self.outcome = outcome
+
+
 class JobContext:
     """What a running job knows and tells. `attempt` counts from 1 and grows with every try."""
 
@@ -236,16 +247,7 @@ class JobRunner:
             reporting.cancel()
             del self._contexts[context.job.job]
         self._log.info("job.durable", point=outcome.point, partial=outcome.partial)
-        return await self._move(
-            context.job,
-            "durable",
-            point=outcome.point,
-            partial=outcome.partial,
-            totals=outcome.totals,
-            issues=issues_for_record(outcome.issues),
-            detail=outcome.detail,
-            failure=None,
-        )
+        return await self._move(context.job, "durable", **_shown(outcome), failure=None)
 
     async def _after_error(self, context: JobContext, error: StrandlineError) -> Job:
         job = context.job
@@ -254,7 +256,8 @@ class JobRunner:
         delay_s = retry_delay_s(job.attempt, random.random())
         if not error.retryable or time.time_ns() + int(delay_s * 1e9) > job.not_after_ns:
             self._log.warning("job.failed", code=error.code, error=str(error))
-            return await self._move(job, "failed", failure=_failure(error))
+            shown = _shown(error.outcome) if isinstance(error, JobFailed) else {}
+            return await self._move(job, "failed", **shown, failure=_failure(error))
         self._log.info("job.again", code=error.code, error=str(error), delay_s=round(delay_s, 1))
         with suppress(TimeoutError):
             await asyncio.wait_for(context.cancelled.wait(), delay_s)
@@ -279,6 +282,17 @@ class JobRunner:
         moved = await asyncio.to_thread(partial(self._journal.move, job.job, state, **changes))
         self._poke()
         return moved
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    """Return what of `outcome` stands in a job's record."""
+    return {
+        "point": outcome.point,
+        "partial": outcome.partial,
+        "totals": outcome.totals,
+        "issues": issues_for_record(outcome.issues),
+        "detail": outcome.detail,
+    }
 
 
 def _failure(error: Exception) -> Failure:
