@@ -978,14 +978,18 @@ class Verify:
         for chunk, paths in harmed.items():
             harms = [{"path": name_document(path), "points": at} for path, at in paths.items()]
             why = "no copy in the segments matches the digest that the manifests name"
-            self.findings.append({"what": f"chunk {chunk}", "why": why, "harms": harms})
+            if harms:
+                self.findings.append({"what": f"chunk {chunk}", "why": why, "harms": harms})
+            else:
+                self.note(f"chunk {chunk}", f"{why}; nothing that is kept needs it")
 
     def segment(self, segment: Segment) -> None:
         """Check every chunk, needed or not, and remember which copies are whole."""
+        damage, whole = "", 0
         try:
             segment.check_header(self.replica.source)
         except Damage as error:
-            self.replica.find_damage(segment.name, str(error))
+            damage = str(error)
         for at, header, end in segment.chunks():
             where = f"{segment.name} bytes {at} to {end - 1}"
             if header is None:
@@ -997,9 +1001,14 @@ class Verify:
             except Damage as error:
                 self.note(f"{where} (chunk {header.chunk})", str(error))
                 digest = b""
+            whole += bool(digest)
             row = (header.chunk, segment.number, at, end, digest)
             self.state.db.execute("INSERT INTO copy VALUES (?, ?, ?, ?, ?)", row)
             self.chunks, self.bytes = self.chunks + 1, self.bytes + end - at
+        if damage and whole:
+            self.replica.find_damage(segment.name, damage)
+        elif damage:
+            self.note(segment.name, f"{damage}, and it holds no whole chunk: torn at its beginning")
 
     def point(self, point: Manifest, harmed: dict[int, dict[bytes, list[int]]]) -> None:
         """Name the paths of this recovery point whose chunks are lost."""

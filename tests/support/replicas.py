@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from strandline_contracts.shipping import Batch, Chunk, End, Open
 from strandline_replica_store import tree
 from strandline_replica_store.chunk_check import plain_of
 from strandline_replica_store.compression import zstd
+from strandline_replica_store.leases import LEASE_S, Leases
 from strandline_replica_store.reader import Reader
 from strandline_replica_store.replica import Identity, Replica, create
 from strandline_replica_store.rules import OpenVerdict
@@ -75,6 +78,13 @@ def open_of(replica: Replica, job: str, attempt: int = 1, kind: Any = "express_f
         parent=newest.number if newest else 0,
         parent_digest=newest.digest if newest else b"",
     )
+
+
+def leases_at_rest() -> Leases:
+    """Return the leases of a store that was started long ago, and that nobody reads."""
+    began_ns = time.monotonic_ns() - int(LEASE_S * 1e9)
+    times = itertools.chain([began_ns], itertools.repeat(None))
+    return Leases(lambda: next(times) or time.monotonic_ns())
 
 
 def new_replica(folder: Path, **options: Any) -> Replica:
@@ -156,3 +166,22 @@ def content(folder: Path, point: int, file: int = 2) -> bytes:
         return bytes(data[:size])
     finally:
         reader.close()
+
+
+def ship_next(replica: Replica, made: Callable[[str, int, int], list[bytes]]) -> int:
+    """Ship what `made` makes as the next recovery point; return its number."""
+    number = (replica.newest.number if replica.newest else 0) + 1
+    job = f"j{number}"
+    last = replica.job(job)
+    attempt = last.attempt + 1 if last else 1
+    messages = made(job, number, attempt)
+    found = replica.open_job(SERVER, open_of(replica, job, attempt))
+    assert found is OpenVerdict.FRESH, found
+    for message in messages:
+        replica.take(job, attempt, [message])
+    return replica.finish(end_of(job, messages, attempt)).number
+
+
+def doomed(newest: int) -> list[int]:
+    """Return which recovery points a line up to `newest` drops: half of those that are older."""
+    return [number for number in range(1, newest - 2) if number % 4 in (1, 2)]

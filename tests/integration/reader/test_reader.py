@@ -98,17 +98,17 @@ def test_lost_bytes_are_named_and_never_pass_as_the_file(
     harm(folder)
     findings = read("verify", folder, code=4)["findings"]
     named = {h["path"]["text"] for finding in findings for h in finding["harms"]}
-    back = ["restore", folder, "--point", "1", "--to", tmp_path / "back", "--devices"]
-    done = read(*back, code=4)
+    to = tmp_path / "back"
+    done = read("restore", folder, "--point", "1", "--to", to, "--devices", code=4)
     harmed = {item["path"]["text"] for item in done["harmed"]}
     assert harmed
     # A name of 255 bytes is cut for the word behind it.
     assert {path.removesuffix(".damaged")[:240] for path in harmed} <= {p[:240] for p in named}
     for path in harmed:
-        assert not (tmp_path / "back" / path.removesuffix(".damaged")).exists()
-    for restored in (tmp_path / "back").rglob("*"):
+        assert not (to / path.removesuffix(".damaged")).exists()
+    for restored in (to).rglob("*"):
         if restored.is_file() and not restored.name.endswith(".damaged"):
-            original = kept.copies[1] / restored.relative_to(tmp_path / "back")
+            original = kept.copies[1] / restored.relative_to(to)
             assert restored.is_symlink() or restored.read_bytes() == original.read_bytes()
 
 

@@ -111,6 +111,20 @@ async def test_an_assignment_is_believed_for_a_while_and_through_an_outage() -> 
         await world.admission.shipper("agent-web-1", SOURCE)
 
 
+async def test_of_a_purged_source_only_what_is_read_now_counts() -> None:
+    world = World()
+    await world.admission.shipper("agent-web-1", SOURCE, to_open=True)
+    await world.admission.shipper("agent-web-1", SOURCE, to_open=True, anew=True)
+    assert world.reads == 2
+    world.down = True
+    with pytest.raises(StrandlineError, match="away"):
+        await world.admission.shipper("agent-web-1", SOURCE, to_open=True, anew=True)
+    world.down = False
+    world.assignments["web-1"] = world.assignment(protected=False)
+    with pytest.raises(NotAllowed):
+        await world.admission.shipper("agent-web-1", SOURCE, to_open=True, anew=True)
+
+
 async def test_a_grant_is_for_its_holder_point_and_time() -> None:
     world = World()
     data = grant()

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from strandline_contracts.points import EXTENT_HOLE, Extent
+from strandline_contracts.policy import Retention
+from strandline_replica_store import retention
+from strandline_replica_store.forgetting import points_of
+from strandline_replica_store.reader import Reader
 from strandline_replica_store.replica import Replica
+from strandline_replica_store.retention import DAY_NS, Policy
 from strandline_replica_store.rules import OpenVerdict
 from support.replicas import (
     SERVER,
@@ -73,3 +79,32 @@ def test_invariant_5_a_committed_job_cannot_be_taken_back(replica: Replica) -> N
     again = replica.finish(end_of("job-2", []))
     assert again.number == 2
     kept(replica.folder)
+
+
+def kept_when_taken(folder: Path, taken_at_ns: list[int]) -> list[int]:
+    """Return what a policy keeps of one point a day, whose agent said these times of taking."""
+    now_ns = 0
+    replica = new_replica(folder, now_ns=lambda: now_ns)
+    for day, taken in enumerate(taken_at_ns, start=1):
+        now_ns = day * DAY_NS
+        job = f"job-{day}"
+        messages = one_file(job, made_up_content(day))
+        assert replica.open_job(SERVER, open_of(replica, job)) is OpenVerdict.FRESH
+        replica.take(job, 1, messages)
+        replica.finish(msgspec.structs.replace(end_of(job, messages), taken_at_ns=taken))
+    reader = Reader(str(folder))
+    try:
+        points = points_of(reader)
+    finally:
+        reader.close()
+        replica.close()
+    rules = Retention(last=1, days=2, daily=2, monthly=2, log_window_s=3 * 86_400)
+    return list(retention.kept(points, [Policy(retention=rules)], now_ns=now_ns).rules)
+
+
+def test_invariant_5_an_agents_clock_plays_no_part(tmp_path: Path) -> None:
+    days = range(1, 41)
+    honest = kept_when_taken(tmp_path / "honest", [day * DAY_NS for day in days])
+    lies = [0 if day % 2 else (1 << 62) + day for day in days]
+    assert kept_when_taken(tmp_path / "lying", lies) == honest
+    assert honest == [30, 37, 38, 39, 40]

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from strandline_replica_store.errors import (
     Fenced,
     Full,
     Inconsistent,
+    IndexDamaged,
     MissingChunk,
     ParentMoved,
     StoreError,
@@ -562,3 +564,29 @@ def test_block_digests_tell_holes_from_zeros(folder: Path) -> None:
     assert reader.block_digests(1, 2, 2, 1).digests == second
     reader.close()
     replica.close()
+
+
+def test_a_damaged_index_is_made_anew_and_told_once(folder: Path) -> None:
+    """At opening, and in the midst of work: never a wrong answer, one event."""
+    replica = new_replica(folder)
+    texts = {number: os.urandom(3000) for number in range(1, 40)}
+    for number, text in texts.items():
+        ship(replica, f"j{number}", one_file(f"j{number}", text))
+    replica.close()
+    path = folder / "index.db"
+    for permille in (0, 30, 500, 990):
+        page = path.stat().st_size // 4096 * permille // 1000
+        flip(str(path), page * 4096 + 1000)
+        replica = open_replica(folder)
+        with suppress(IndexDamaged):
+            replica.on_database(index.check_pages)
+        if replica.on_database(index.check_pages):
+            # Found by no statement so far: whoever reads the page says so.
+            replica.index_is_damaged(0, "a page")
+        assert replica.on_database(index.check_pages) == ""
+        told = [e.data for e in events(replica) if isinstance(e.data, DamageFound)]
+        assert len(told) == 1
+        assert "index.db" in told[0].reason
+        replica.on_database(lambda conn: conn.execute("DELETE FROM outbox"))
+        replica.close()
+        assert {number: content(folder, number) for number in texts} == texts

@@ -45,13 +45,16 @@ class Admission:
         self._grants: OrderedDict[bytes, Grant] = OrderedDict()
 
     async def shipper(
-        self, caller: str, source: str, *, to_open: bool = False
+        self, caller: str, source: str, *, to_open: bool = False, anew: bool = False
     ) -> tuple[str, Source]:
         """Return the server that `caller` is and its source; raise NotAllowed.
 
-        `to_open` asks that the source be protected still.
+        `to_open` asks that the source be protected still; `anew` believes only what is read now,
+        and raises BusError when that cannot be.
         """
         server = caller.removeprefix("agent-")
+        if anew:
+            self._assignments.pop(server, None)
         found = await self._source_of(server, source) if server != caller else None
         if to_open and server != caller and (found is None or not found.protected):
             # What has just been signed counts at once: a job is opened seldom, so look again.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from strandline_contracts import reading
-from strandline_contracts.codec import Message, decode
+from strandline_contracts.codec import Message, decode, encode
 from strandline_contracts.points import Inode, Name, RecoveryPoint
 from strandline_contracts.shipping import (
     MAX_OFFER,
     Abort,
+    LostChunks,
+    Mend,
+    Mended,
     Mismatch,
     Open,
     Opened,
@@ -20,7 +23,7 @@ from strandline_contracts.shipping import (
     Want,
     Wanted,
 )
-from strandline_replica_store import index, tree
+from strandline_replica_store import index, mend, tree
 from strandline_replica_store.admission import Admission
 from strandline_replica_store.errors import (
     Fenced,
@@ -32,16 +35,18 @@ from strandline_replica_store.errors import (
 from strandline_replica_store.reader import DamagedChunk, Reader
 from strandline_replica_store.receive import Lane, Receiver
 from strandline_replica_store.replica import translated
+from strandline_replica_store.replica_state import state_of
 from strandline_replica_store.rules import OpenVerdict
 from strandline_replica_store.scope import Scope
 from strandline_replica_store.store import Store
 from strandline_replica_store.verify import describe
-from strandline_runtime.bus import Handler, Request
+from strandline_runtime.bus import Encoded, Handler, Request
 from strandline_runtime.logs import logger
 
 CREDIT_BYTES = 32 * 1024 * 1024
 CREDIT_BATCHES = 48
 MAX_WAIT_MS = 3_000
+MAX_REPLICAS = 16
 MAX_POINTS = 500
 MAX_PATHS = 1000
 MAX_FILES = 1000
@@ -51,9 +56,16 @@ ENTRIES_AT_ONCE = 1024
 ANSWER_EXTRA_BYTES = 1024
 """What an answer's own fields take beside its records."""
 
+# MessagePack's ways to begin a value.
+_EMPTY_ARRAY = b"\x90"
+_ARRAY16 = b"\xdc"
+_EMPTY_BIN = b"\xc4\x00"
+_BIN32 = b"\xc6"
+
 T = TypeVar(
     "T", reading.Resolve, reading.List, reading.Extents, reading.Chunks, reading.BlockDigests
 )
+A = TypeVar("A", Message, Encoded)
 R = TypeVar("R")
 
 
@@ -83,6 +95,9 @@ class Answers:
             "want": self.want,
             "wait": self.wait,
             "abort": self.abort,
+            "lost_chunks": self.lost_chunks,
+            "mend": self.mend,
+            "replicas": self.replicas,
             "points": self.points,
             "resolve": self.resolve,
             "list": self.list,
@@ -96,7 +111,14 @@ class Answers:
     async def open(self, request: Request) -> Message:
         """Open -> Opened | Mismatch."""
         asked = decode(request.data, Open)
-        server, source = await self._admission.shipper(request.caller, asked.source, to_open=True)
+        server, source = await self._admission.shipper(
+            request.caller,
+            asked.source,
+            to_open=True,
+            # Of a purged source nothing counts that was read before.
+            anew=bool(self._store.tombstones.purged_at_ns(asked.source)),
+        )
+        await self._receiver.run(self._check_stands, source.id)
         await self._receiver.run(self._store.create, source.id, source.name, source.type)
         lane = await self._receiver.lane(asked.source)
         found = await lane.open(server, asked)
@@ -104,9 +126,18 @@ class Answers:
             return Mismatch(newest=lane.replica.newest)
         point = found if isinstance(found, RecoveryPoint) else None
         holds = await self._receiver.run(lane.replica.holds_chunks)
+        damaged = await self._receiver.run(lane.replica.on_database, mend.has_lost)
         return Opened(
-            credit_bytes=CREDIT_BYTES, credit_batches=CREDIT_BATCHES, holds=holds, point=point
+            credit_bytes=CREDIT_BYTES,
+            credit_batches=CREDIT_BATCHES,
+            holds=holds,
+            point=point,
+            damaged=damaged,
         )
+
+    def _check_stands(self, source: str) -> None:
+        with translated():
+            self._store.deletions.check_stands(source)
 
     async def want(self, request: Request) -> Message:
         """Want -> Wanted."""
@@ -150,7 +181,53 @@ class Answers:
         lane = await self._receiver.lane(asked.source)
         return await lane.abort(asked.job, asked.attempt, server, asked.reason)
 
+    # Mending
+
+    async def lost_chunks(self, request: Request) -> Message:
+        """LostChunks -> LostPage."""
+        asked = decode(request.data, LostChunks)
+        await self._may_mend(request.caller, asked.source)
+        return await self._read(
+            asked.source,
+            lambda reader: mend.lost_page(reader.conn, asked.after, self._room_bytes),
+        )
+
+    async def mend(self, request: Request) -> Message:
+        """Mend -> Mended. It is also the way in for what other sites and tapes still have."""
+        asked = decode(request.data, Mend)
+        await self._may_mend(request.caller, asked.source)
+        lane = await self._receiver.lane(asked.source)
+        mended = await self._receiver.run(lane.replica.mend, asked.chunks, request.caller)
+        if mended:
+            self._log.info("damage.repaired", source=asked.source, chunks=len(mended))
+            self._receiver.on_change(asked.source)
+        return Mended(chunks=mended)
+
+    async def _may_mend(self, caller: str, source: str) -> None:
+        if not caller.startswith("operator-"):
+            await self._admission.shipper(caller, source)
+
     # Reading
+
+    async def replicas(self, request: Request) -> Message:
+        """Replicas -> ReplicaPage, for operators and the catalog."""
+        if not request.caller.startswith(("operator-", "catalog-")):
+            raise NotAllowed(f"{request.caller} may not see all replicas")
+        asked = decode(request.data, reading.Replicas)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._replicas, asked.after)
+
+    def _replicas(self, after: str) -> reading.ReplicaPage:
+        sources = [source for source in self._store.sources() if source > after]
+        found: list[reading.ReplicaState] = []
+        room_bytes = self._room_bytes
+        for source in sources[:MAX_REPLICAS]:
+            state = state_of(self._store, source)
+            room_bytes -= len(encode(reading.ReplicaPage(replicas=[state], more=False)))
+            if room_bytes < 0 and found:
+                break
+            found.append(state)
+        return reading.ReplicaPage(replicas=found, more=len(found) < len(sources))
 
     async def points(self, request: Request) -> Message:
         """Points -> PointPage. The catalog may ask too: it learns nothing that events lack."""
@@ -164,7 +241,7 @@ class Answers:
         rows = reader.conn.execute(
             "SELECT record FROM point WHERE number > ? ORDER BY number LIMIT ?",
             (asked.after, limit + 1),
-        ).fetchall()
+        )
         found = [decode(record, RecoveryPoint) for (record,) in rows]
         return reading.PointPage(points=found[:limit], more=len(found) > limit)
 
@@ -231,7 +308,7 @@ class Answers:
         found = tree.extents(reader.conn, asked.point, asked.files, asked.after, limit + 1)
         return reading.ExtentPage(extents=found[:limit], more=len(found) > limit)
 
-    async def chunks(self, request: Request) -> Message:
+    async def chunks(self, request: Request) -> Encoded:
         """Chunks -> ChunkPage."""
         asked = decode(request.data, reading.Chunks)
         _at_most(len(asked.chunks), MAX_CHUNKS, "chunks")
@@ -241,9 +318,9 @@ class Answers:
             await self._tell_damage(asked.source, error)
             raise
 
-    def _chunks(self, reader: Reader, scope: Scope, asked: reading.Chunks) -> Message:
+    def _chunks(self, reader: Reader, scope: Scope, asked: reading.Chunks) -> Encoded:
         scope.check_chunks(reader.conn, asked.chunks)
-        return reading.ChunkPage(chunks=reader.chunks(asked.chunks, self._room_bytes))
+        return encoded_page(reader.chunks(asked.chunks, self._room_bytes))
 
     async def _tell_damage(self, source: str, error: DamagedChunk) -> None:
         self._log.error("damage.found", source=source, chunk=error.row.id, reason=error.reason)
@@ -276,12 +353,13 @@ class Answers:
         self,
         request: Request,
         asked: T,
-        answer: Callable[[Reader, Scope, T], Message],
-    ) -> Message:
+        answer: Callable[[Reader, Scope, T], A],
+    ) -> A:
         source, point = asked.source, asked.point
         paths = await self._admission.reader(request.caller, source, point, asked.grant)
+        self._store.leases.take(source, point, request.caller)
 
-        def work(reader: Reader) -> Message:
+        def work(reader: Reader) -> A:
             known = "SELECT 1 FROM point WHERE number = ?"
             if reader.conn.execute(known, (point,)).fetchone() is None:
                 raise NoSuch(f"source {source} has no recovery point {point}")
@@ -302,3 +380,21 @@ class Answers:
 def _at_most(count: int, limit: int, what: str) -> None:
     if count > limit:
         raise TooMuch(f"{count} {what} are more than {limit}")
+
+
+def encoded_page(chunks: Sequence[reading.StoredChunk]) -> Encoded:
+    """Return the ChunkPage of these chunks as it is encoded, their data not copied but viewed.
+
+    In MessagePack an array is its length and then its values: so an empty page and empty records
+    are encoded, and their ends replaced.
+    """
+    page = encode(reading.ChunkPage(chunks=[])).removesuffix(_EMPTY_ARRAY)
+    parts: list[bytes | memoryview] = [page + _ARRAY16 + len(chunks).to_bytes(2, "big")]
+    for chunk in chunks:
+        empty = reading.StoredChunk(
+            chunk.id, chunk.digest, chunk.plain_bytes, chunk.codec, memoryview(b"")
+        )
+        record = encode(empty).removesuffix(_EMPTY_BIN)
+        parts.append(record + _BIN32 + len(chunk.data).to_bytes(4, "big"))
+        parts.append(chunk.data)
+    return Encoded(parts)

@@ -51,6 +51,15 @@ def sync(fd: int) -> None:
     os.fdatasync(fd)
 
 
+def sync_path(path: str) -> None:
+    """Bring the bytes of a file that others wrote to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_folder(path: str) -> None:
     """Bring the names in a folder to the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
-import sqlite3
+
+import apsw
 
 from strandline_contracts.errors import StrandlineError
 
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Plain, and as SQLite reports a quota or limit on its log (IOERR_WRITE) and its shared memory.
-_SQLITE_FULL = frozenset({13, 778, 4874})
+_SQLITE_FULL = frozenset({apsw.SQLITE_FULL, apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
+_SQLITE_DAMAGE = frozenset({apsw.SQLITE_CORRUPT, apsw.SQLITE_NOTADB})
 
 
 class StoreError(StrandlineError):
@@ -93,6 +95,14 @@ class DiskError(StoreError):
     retryable = True
 
 
+class IndexDamaged(StoreError):
+    """The index has bytes that do not match their check sums; it is being made anew."""
+
+    code = "store.index_damaged"
+    hint = "Try again: the index is made anew from the manifests, which takes a moment."
+    retryable = True
+
+
 class Busy(StoreError):
     """The store has as much in hand as its limits allow."""
 
@@ -137,6 +147,34 @@ class NotAllowed(StoreError):
     hint = "Grants are given by `strandline restore`; who protects a source: `strandline status`."
 
 
+class Deleted(StoreError):
+    """The replica is deleted: nothing new comes in."""
+
+    code = "store.deleted"
+    hint = "Run `strandline undelete NAME` to have it back, as long as the store's delay lasts."
+
+
+class Held(StoreError):
+    """What is to be deleted is held."""
+
+    code = "store.held"
+    hint = "Run `strandline release NAME` first; see `strandline points NAME`."
+
+
+class ClockDoubted(StoreError):
+    """The store's clock is not to be believed: nothing that hangs on time is done."""
+
+    code = "store.clock_doubted"
+    hint = "Set the clock right, or on the store's machine: `strandline store clock --accept`."
+
+
+class BadPolicy(StoreError):
+    """A policy document that is missing or says what cannot be: nothing is forgotten by it."""
+
+    code = "store.bad_policy"
+    hint = "See `strandline retention`; set it again."
+
+
 class Locked(StoreError):
     """Another process owns the store's root."""
 
@@ -144,10 +182,26 @@ class Locked(StoreError):
     hint = "Stop the other store process, or give this one another folder."
 
 
-def as_full(error: OSError | sqlite3.Error) -> Full | None:
+def as_full(error: OSError | apsw.Error) -> Full | None:
     """Return Full if `error` says that there is no room to write, else None."""
     if isinstance(error, OSError):
         return Full(f"no room: {error.strerror}") if error.errno in _FULL_ERRNOS else None
-    if getattr(error, "sqlite_errorcode", 0) in _SQLITE_FULL:
+    if _extended(error) in _SQLITE_FULL:
         return Full(f"no room for the index: {error}")
     return None
+
+
+def means_damage(error: BaseException) -> bool:
+    """Tell whether `error` says that the bytes of the index are not those that were written."""
+    if not isinstance(error, apsw.Error):
+        return False
+    # The low byte of an extended code is the plain one.
+    code = _extended(error)
+    if isinstance(error, apsw.CorruptError):
+        return True
+    return code & 0xFF in _SQLITE_DAMAGE or code == apsw.SQLITE_IOERR_DATA
+
+
+def _extended(error: apsw.Error) -> int:
+    # Errors that apsw raises by itself have none.
+    return getattr(error, "extendedresult", 0)

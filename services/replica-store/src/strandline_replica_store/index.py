@@ -1,5 +1,7 @@
 """The index: a SQLite projection of segments and manifests, deletable at any time.
 
+Each of its pages has a check sum: what was changed by the disk is an error, never an answer.
+
 A row of `inode` and `name` is part of recovery point n when born <= n < died. Extents that still
 hold lie in `extent`, those that ended in `extent_past`, so that reading the newest state never
 wades through dead rows. Applying a manifest touches only what it changed.
@@ -7,11 +9,16 @@ wades through dead rows. Applying a manifest touches only what it changed.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
-from typing import NamedTuple
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import apsw
+import apsw.sqlite_extra
+import msgspec
 
 from strandline_contracts.codec import decode, encode
 from strandline_contracts.points import (
@@ -22,17 +29,20 @@ from strandline_contracts.points import (
     Name,
     RecoveryPoint,
 )
+from strandline_replica_store.errors import Damaged, means_damage
 from strandline_replica_store.manifest import ChunkName, Delta, Manifest
 from strandline_runtime import outbox
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+CHECKSUM_BYTES = 8
+"""Kept free at the end of each page: what the check sums of SQLite's `cksumvfs` take."""
 FOREVER = (1 << 63) - 1
 """`died` of a row that still holds."""
 WRITER_CACHE_KIB = 16 * 1024
 READER_CACHE_KIB = 4 * 1024
 LOG_KEPT_BYTES = 4 * 1024 * 1024
 """To so much the write-ahead log is cut after a large transaction."""
-BUSY_TIMEOUT_S = 10.0
+BUSY_TIMEOUT_MS = 10_000
 OVERLAP_PAGE_ROWS = 4096
 
 _SCHEMA = """
@@ -49,19 +59,22 @@ CREATE TABLE IF NOT EXISTS chunk (
 );
 CREATE INDEX IF NOT EXISTS chunk_by_digest ON chunk (prefix);
 CREATE INDEX IF NOT EXISTS chunk_by_place ON chunk (segment, offset);
+CREATE INDEX IF NOT EXISTS chunk_bad ON chunk (id) WHERE bad;
 CREATE TABLE IF NOT EXISTS extent (
     file INTEGER NOT NULL, start INTEGER NOT NULL, born INTEGER NOT NULL, blocks INTEGER NOT NULL,
     kind INTEGER NOT NULL, chunk INTEGER NOT NULL, chunk_block INTEGER NOT NULL,
     PRIMARY KEY (file, start)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS extent_by_chunk ON extent (chunk, file, start);
+CREATE INDEX IF NOT EXISTS extent_by_chunk
+    ON extent (chunk, file, start, born, blocks, kind, chunk_block);
 CREATE TABLE IF NOT EXISTS extent_past (
     file INTEGER NOT NULL, start INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
     blocks INTEGER NOT NULL, kind INTEGER NOT NULL, chunk INTEGER NOT NULL,
     chunk_block INTEGER NOT NULL,
     PRIMARY KEY (file, start, born)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS past_by_chunk ON extent_past (chunk, file, start, born, died);
+CREATE INDEX IF NOT EXISTS past_by_chunk
+    ON extent_past (chunk, file, start, born, died, blocks, kind, chunk_block);
 CREATE TABLE IF NOT EXISTS inode (
     file INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL, record BLOB NOT NULL,
     PRIMARY KEY (file, born)
@@ -80,46 +93,107 @@ CREATE TABLE IF NOT EXISTS job (
     hint TEXT NOT NULL DEFAULT '', retryable INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS batch (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS verified (
+    kind INTEGER NOT NULL, number INTEGER NOT NULL, seen_at_ns INTEGER NOT NULL,
+    at_ns INTEGER NOT NULL,
+    PRIMARY KEY (kind, number)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS verified_by_time ON verified (at_ns, kind, number);
+CREATE TABLE IF NOT EXISTS stale (point INTEGER PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS former (
+    chunk INTEGER NOT NULL, file INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
+    PRIMARY KEY (chunk, file)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS retired (
+    segment INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, gone INTEGER NOT NULL DEFAULT 0
+);
 """
 
 
-def connect(path: str) -> sqlite3.Connection:
-    """Open the index for writing, making it if there is none."""
-    conn = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S
-    )
-    conn.execute("PRAGMA journal_mode=WAL")
-    conn.execute("PRAGMA synchronous=FULL")
-    conn.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
-    conn.execute(f"PRAGMA journal_size_limit={LOG_KEPT_BYTES}")
-    # Nothing is written where nothing must be: an index on a full disk still opens.
-    if conn.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
-        conn.executescript(_SCHEMA)
-        conn.executescript(outbox.SCHEMA)
-        conn.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+class Outdated(Exception):
+    """An index of another version of its tables, or without check sums."""
+
+
+@cache
+def _checking_vfs() -> str:
+    """Register SQLite's own checksum VFS in this process; return its name."""
+    with closing(apsw.Connection(":memory:")) as conn:
+        apsw.sqlite_extra.load(conn, "cksumvfs")
+    return "cksmvfs"
+
+
+def connect(path: str) -> apsw.Connection:
+    """Open the index for writing, making it if there is none. Raises Outdated and apsw.Error."""
+    conn = apsw.Connection(path, vfs=_checking_vfs())
+    try:
+        conn.set_busy_timeout(BUSY_TIMEOUT_MS)
+        is_new = conn.execute("PRAGMA page_count").fetchone() == (0,)
+        if is_new:
+            conn.reserve_bytes("main", CHECKSUM_BYTES)
+        conn.execute("PRAGMA journal_mode=WAL")
+        conn.execute("PRAGMA synchronous=FULL")
+        conn.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
+        conn.execute(f"PRAGMA journal_size_limit={LOG_KEPT_BYTES}")
+        # Nothing is written where nothing must be: an index on a full disk still opens.
+        if is_new:
+            conn.execute(_SCHEMA)
+            conn.execute(outbox.SCHEMA)
+            conn.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        _check_kind(conn)
+    except BaseException:
+        conn.close()
+        raise
     return conn
 
 
-def connect_to_read(path: str) -> sqlite3.Connection:
-    """Open an index that a writer may have open, read-only."""
-    conn = sqlite3.connect(
-        f"file:{_quoted(path)}?mode=ro",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=BUSY_TIMEOUT_S,
-    )
-    conn.execute("PRAGMA query_only=1")
-    conn.execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
+def connect_to_read(path: str) -> apsw.Connection:
+    """Open an index that a writer may have open, read-only. Raises Outdated and apsw.Error."""
+    conn = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY, vfs=_checking_vfs())
+    try:
+        conn.set_busy_timeout(BUSY_TIMEOUT_MS)
+        conn.execute("PRAGMA query_only=1")
+        conn.execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
+        _check_kind(conn)
+    except BaseException:
+        conn.close()
+        raise
     return conn
 
 
-def _quoted(path: str) -> str:
-    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+def connect_unchecked(path: str) -> apsw.Connection:
+    """Open an index of whichever version, read-only. Raises apsw.Error."""
+    return apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY, vfs=_checking_vfs())
+
+
+def _check_kind(conn: apsw.Connection) -> None:
+    version = conn.execute("PRAGMA user_version").fetchone()
+    if version != (SCHEMA_VERSION,):
+        raise Outdated(f"the index is of version {version}, not {SCHEMA_VERSION}")
+    checked = conn.execute("PRAGMA checksum_verification").fetchone()
+    # A database in memory has no pages on a disk, and so no answer.
+    if checked is not None and int(checked[0]) != 1:
+        raise Outdated("the index has no check sums")
+
+
+def carry_over(conn: apsw.Connection) -> None:
+    """Bring the write-ahead log into the database, as far as readers let it: pages get their check
+    sums there. What cannot be carried over now, for want of room, is later.
+    """
+    try:
+        conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    except apsw.Error as error:
+        if means_damage(error):
+            raise
+
+
+def check_pages(conn: apsw.Connection) -> str:
+    """Read every page; return what is wrong with the first that is not sound, empty for none."""
+    found = str(conn.execute("PRAGMA quick_check(1)").get)
+    return "" if found == "ok" else found
 
 
 @contextmanager
-def transaction(conn: sqlite3.Connection) -> Iterator[None]:
+def transaction(conn: apsw.Connection) -> Iterator[None]:
     """`with transaction(conn):` commits at the end, rolls back on any error."""
     conn.execute("BEGIN IMMEDIATE")
     try:
@@ -130,6 +204,16 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
         if conn.in_transaction:
             conn.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def one_view(conn: apsw.Connection) -> Iterator[None]:
+    """`with one_view(conn):` all that is read is of one moment, whatever is written meanwhile."""
+    conn.execute("SAVEPOINT one_view")
+    try:
+        yield
+    finally:
+        conn.execute("RELEASE one_view")
 
 
 # Chunks
@@ -152,7 +236,7 @@ def prefix_of(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
-def held(conn: sqlite3.Connection, digest: bytes) -> tuple[int, int, bool] | None:
+def held(conn: apsw.Connection, digest: bytes) -> tuple[int, int, bool] | None:
     """Return (id, plain bytes, bad) of the chunk with this plain digest; sound ones first."""
     rows = conn.execute(
         "SELECT digest, id, plain_bytes, bad FROM chunk WHERE prefix = ? ORDER BY bad",
@@ -164,13 +248,13 @@ def held(conn: sqlite3.Connection, digest: bytes) -> tuple[int, int, bool] | Non
     return None
 
 
-def missing(conn: sqlite3.Connection, digests: Iterable[bytes]) -> list[int]:
+def missing(conn: apsw.Connection, digests: Iterable[bytes]) -> list[int]:
     """Return the positions of digests that the replica does not hold soundly, rising."""
     found = (held(conn, digest) for digest in digests)
     return [position for position, chunk in enumerate(found) if chunk is None or chunk[2]]
 
 
-def add_chunks(conn: sqlite3.Connection, rows: Iterable[ChunkRow]) -> None:
+def add_chunks(conn: apsw.Connection, rows: Iterable[ChunkRow]) -> None:
     """Add staged chunks; one whose id is known has a new place and is sound again."""
     conn.executemany(
         "INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0) ON CONFLICT (id) DO UPDATE SET"
@@ -180,7 +264,15 @@ def add_chunks(conn: sqlite3.Connection, rows: Iterable[ChunkRow]) -> None:
     )
 
 
-def newest_point(conn: sqlite3.Connection) -> RecoveryPoint | None:
+def add_bad_chunk(conn: apsw.Connection, row: ChunkRow) -> None:
+    """Add a chunk whose bytes are damaged, unless another copy of it is known."""
+    conn.execute(
+        "INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 1)",
+        (row.id, prefix_of(row.digest), *row[1:]),
+    )
+
+
+def newest_point(conn: apsw.Connection) -> RecoveryPoint | None:
     """Return the newest recovery point, None if there is none."""
     row = conn.execute("SELECT record FROM point ORDER BY number DESC LIMIT 1").fetchone()
     return decode(row[0], RecoveryPoint) if row else None
@@ -202,7 +294,7 @@ _Row = tuple[int, ...]
 class Applier:
     """Applies the deltas of one recovery point inside a transaction that its caller holds."""
 
-    def __init__(self, conn: sqlite3.Connection, number: int) -> None:
+    def __init__(self, conn: apsw.Connection, number: int) -> None:
         self._conn = conn
         self._number = number
         # Ids above these have no rows yet, so that nothing of theirs can be ended.
@@ -211,7 +303,7 @@ class Applier:
         self._top_extent = self._top("SELECT max(file) FROM extent")
 
     def _top(self, query: str) -> int:
-        return int(self._conn.execute(query).fetchone()[0] or 0)
+        return int(self._conn.execute(query).get or 0)
 
     def apply(self, delta: Delta) -> None:
         """Apply one delta: first what is gone, then inodes, names and extents."""
@@ -224,8 +316,11 @@ class Applier:
         self._put_extents(delta.extents)
 
     def _own_chunks(self, chunks: list[ChunkName]) -> None:
+        # One of which no copy is there lies nowhere: it is damaged, and waits to be mended.
         self._conn.executemany(
-            "UPDATE chunk SET staged = 0 WHERE id = ? AND staged", ((c.id,) for c in chunks)
+            "INSERT INTO chunk VALUES (?, ?, ?, ?, 0, 0, 0, 0, 0, 1)"
+            " ON CONFLICT DO UPDATE SET staged = 0 WHERE staged",
+            ((c.id, prefix_of(c.digest), c.digest, c.plain_bytes) for c in chunks),
         )
 
     def _end_names(self, names: Iterable[tuple[int, bytes]]) -> None:
@@ -291,48 +386,74 @@ class Applier:
         self._conn.executemany("INSERT INTO extent VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _end_extents(self, ranges: list[_Range]) -> None:
-        """End what the ranges hold, splitting the extents that stick out.
+        """End what the ranges hold; what sticks out of them goes on, born when it was.
 
         The ranges are disjoint, and sorted within each file.
         """
-        ended: dict[tuple[int, int], _Row] = {}
-        pieces: list[_Row] = []
+        changes = _Changes()
         for file, first, end in ranges:
             if file > self._top_extent:
                 continue
             while True:
                 rows = self._overlapping(file, first, end)
                 for row in rows:
-                    # A row that the range before has split already: go on with what was left.
-                    held = pieces.pop() if row[:2] in ended else row
-                    ended.setdefault((row[0], row[1]), row)
-                    pieces += _sticking_out(held, first, end, self._number)
+                    changes.end(row, first, end)
                 if len(rows) < OVERLAP_PAGE_ROWS:
                     break
-                self._write_ended(ended, pieces)
-                ended, pieces = {}, []
-        self._write_ended(ended, pieces)
+                self._write(changes)
+                changes = _Changes()
+        self._write(changes)
 
     def _overlapping(self, file: int, first: int, end: int) -> list[_Row]:
-        return self._conn.execute(
+        rows = self._conn.execute(
             "SELECT file, start, born, blocks, kind, chunk, chunk_block FROM extent"
             " WHERE file = ?1 AND start >= coalesce((SELECT max(start) FROM extent"
             " WHERE file = ?1 AND start <= ?2), ?2) AND start < ?3 AND start + blocks > ?2"
             " ORDER BY start LIMIT ?4",
             (file, first, end, OVERLAP_PAGE_ROWS),
-        ).fetchall()
+        )
+        return list(rows)
 
-    def _write_ended(self, ended: dict[tuple[int, int], _Row], pieces: list[_Row]) -> None:
-        if not ended:
+    def _write(self, changes: _Changes) -> None:
+        if not changes.rows:
             return
         number = self._number
-        self._conn.executemany("DELETE FROM extent WHERE file = ? AND start = ?", ended)
-        # Rows of this very recovery point were never part of another: they leave no past.
+        self._conn.executemany("DELETE FROM extent WHERE file = ? AND start = ?", changes.rows)
+        # What is of this very recovery point was never part of another: it leaves no past.
         self._conn.executemany(
             "INSERT INTO extent_past VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            ((r[0], r[1], r[2], number, *r[3:]) for r in ended.values() if r[2] != number),
+            ((r[0], r[1], r[2], number, *r[3:]) for r in changes.ended if r[2] != number),
         )
-        self._insert(pieces)
+        self._insert(changes.left)
+
+
+class _Changes:
+    """What ending some ranges does: rows that go, the parts of them that end, and what is left."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, int], None] = {}
+        self.ended: list[_Row] = []
+        self.left: list[_Row] = []
+
+    def end(self, row: _Row, first: int, end: int) -> None:
+        """End blocks `first` to `end` - 1 of a row; ranges come in rising order."""
+        key = (row[0], row[1])
+        # A row that the range before has split already: go on with what was left.
+        held = self.left.pop() if key in self.rows else row
+        self.rows[key] = None
+        start, stop = held[1], held[1] + held[3]
+        if start < first:
+            self.left.append(_part(held, start, first))
+        self.ended.append(_part(held, max(start, first), min(stop, end)))
+        if stop > end:
+            self.left.append(_part(held, end, stop))
+
+
+def _part(row: _Row, first: int, end: int) -> _Row:
+    """Return blocks `first` to `end` - 1 of an extent's row."""
+    file, start, born, _, kind, chunk, chunk_block = row
+    offset = chunk_block + first - start if chunk else 0
+    return file, first, born, end - first, kind, chunk, offset
 
 
 def _runs(extents: list[Extent]) -> Iterator[list[Extent]]:
@@ -362,18 +483,8 @@ def _covered(run: list[Extent]) -> list[_Range]:
     return ranges
 
 
-def _sticking_out(row: _Row, first: int, end: int, number: int) -> Iterator[_Row]:
-    """Yield what is left of an extent's row on either side of the blocks that are ended."""
-    file, start, _, blocks, kind, chunk, chunk_block = row
-    if start < first:
-        yield file, start, number, first - start, kind, chunk, chunk_block
-    if start + blocks > end:
-        offset = chunk_block + (end - start) if chunk else 0
-        yield file, end, number, start + blocks - end, kind, chunk, offset
-
-
 def apply_manifest(
-    conn: sqlite3.Connection, manifest: Manifest, deltas: Iterable[Delta]
+    conn: apsw.Connection, manifest: Manifest, deltas: Iterable[Delta]
 ) -> RecoveryPoint:
     """Add a recovery point to the index; the caller holds the transaction."""
     point = manifest.point()
@@ -385,3 +496,117 @@ def apply_manifest(
         (point.number, point.digest, point.job, encode(point)),
     )
     return point
+
+
+# Dropping recovery points
+
+_USELESS = (
+    "SELECT {key} FROM {table} r WHERE died <="
+    " (SELECT number FROM point WHERE number >= r.born ORDER BY number LIMIT 1)"
+)
+PROJECTED = {
+    "extent_past": ("file", "start", "born"),
+    "inode": ("file", "born"),
+    "name": ("parent", "name", "born"),
+}
+"""Tables with rows that end, and their keys."""
+DELETED_AT_ONCE_ROWS = 5000
+
+
+def drop_points(
+    conn: apsw.Connection, dropped: Collection[int], number: int, parent: int
+) -> RecoveryPoint:
+    """Forget recovery points; `number`, the one that follows them, builds on `parent` (0: none).
+
+    Rows that no point needs any more stay until `useless_rows` are deleted. Returns the point that
+    follows as it is now. The caller holds the transaction.
+    """
+    conn.executemany("DELETE FROM point WHERE number = ?", ((gone,) for gone in dropped))
+    point = decode(_record(conn, number), RecoveryPoint)
+    digest = decode(_record(conn, parent), RecoveryPoint).digest if parent else b""
+    point = msgspec.structs.replace(point, parent=parent, parent_digest=digest)
+    conn.execute("UPDATE point SET record = ? WHERE number = ?", (encode(point), number))
+    return point
+
+
+def _record(conn: apsw.Connection, number: int) -> bytes:
+    row = conn.execute("SELECT record FROM point WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        raise Damaged(f"the index does not know recovery point {number}")
+    return bytes(row[0])
+
+
+def useless_rows(conn: apsw.Connection, table: str) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield, some at a time, the keys of a table's rows that no recovery point needs."""
+    key = ", ".join(PROJECTED[table])
+    rows = conn.execute(_USELESS.format(key=key, table=table))
+    while some := list(islice(rows, DELETED_AT_ONCE_ROWS)):
+        yield some
+
+
+def delete_rows(conn: apsw.Connection, table: str, keys: Iterable[tuple[Any, ...]]) -> None:
+    """Delete rows of a table by key."""
+    match = " AND ".join(f"{column} = ?" for column in PROJECTED[table])
+    conn.executemany(f"DELETE FROM {table} WHERE {match}", keys)  # noqa: S608 - own words
+
+
+def get_meta(conn: apsw.Connection, key: str) -> str:
+    """Return a value of `meta`, empty when there is none."""
+    row = conn.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return str(row[0]) if row else ""
+
+
+def put_meta(conn: apsw.Connection, key: str, value: str) -> None:
+    """Set a value of `meta`; an empty one is none."""
+    if value:
+        conn.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    else:
+        conn.execute("DELETE FROM meta WHERE key = ?", (key,))
+
+
+def normalised(conn: apsw.Connection) -> dict[str, list[tuple[Any, ...]]]:
+    """Return what the index says of its recovery points, whichever way it came to say it.
+
+    Two indexes of the same manifests give the same, also when points were dropped from one of
+    them. Holds all of it in memory.
+    """
+    kept = [number for (number,) in conn.execute("SELECT number FROM point ORDER BY number")]
+
+    def first_from(number: int) -> int:
+        at = bisect_left(kept, number)
+        return kept[at] if at < len(kept) else FOREVER
+
+    def spanned(rows: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+        for *key, born, died in rows:
+            if first_from(born) != first_from(died):
+                yield (*key, first_from(born), first_from(died))
+
+    extents = spanned(
+        conn.execute(
+            "SELECT file, start, blocks, kind, chunk, chunk_block, born, ?1 FROM extent UNION ALL"
+            " SELECT file, start, blocks, kind, chunk, chunk_block, born, died FROM extent_past",
+            (FOREVER,),
+        )
+    )
+    return {
+        "point": list(conn.execute("SELECT number, digest, job, record FROM point ORDER BY 1")),
+        "extent": _joined_extents(sorted(extents, key=lambda row: (row[0], *row[6:], row[1]))),
+        "inode": sorted(spanned(conn.execute("SELECT file, record, born, died FROM inode"))),
+        "name": sorted(spanned(conn.execute("SELECT parent, name, file, born, died FROM name"))),
+    }
+
+
+def _joined_extents(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Make one of rows that go on, in the file and in the chunk, where the one before ends."""
+    found: list[tuple[Any, ...]] = []
+    for row in rows:
+        file, start, blocks, kind, chunk, chunk_block, *span = row
+        if found:
+            last = found[-1]
+            goes_on = (last[0], last[1] + last[2], last[3], last[4], *last[6:])
+            at = last[5] + last[2] if chunk else 0
+            if goes_on == (file, start, kind, chunk, *span) and at == chunk_block:
+                found[-1] = (*last[:2], last[2] + blocks, *last[3:])
+                continue
+        found.append((file, start, blocks, kind, chunk, chunk_block, *span))
+    return found

@@ -92,11 +92,16 @@ class Tail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(NamedTuple):
-    """A whole manifest without its deltas, and its digest."""
+    """A whole manifest without its deltas, and the digest of the file."""
 
     head: Head
     tail: Tail
     digest: bytes
+
+    @property
+    def identity(self) -> bytes:
+        """The digest of the recovery point: that of its manifest as it was first committed."""
+        return self.head.replaces[0][1] if self.head.replaces else self.digest
 
     def point(self) -> RecoveryPoint:
         """Return the recovery point that the manifest makes."""
@@ -109,7 +114,7 @@ class Manifest(NamedTuple):
             attempt=head.attempt,
             parent=head.parent,
             parent_digest=head.parent_digest,
-            digest=self.digest,
+            digest=self.identity,
             taken_at_ns=tail.taken_at_ns,
             received_at_ns=tail.received_at_ns,
             consistency=tail.consistency,
@@ -201,9 +206,27 @@ def check(path: str) -> Manifest:
         hasher.update(frame.raw)
     if head is None or tail is None:
         raise Damaged(f"{os.path.basename(path)}: no tail, so not a whole manifest")
-    if head.format != 1:
-        raise Damaged(f"{os.path.basename(path)}: format {head.format}")
+    _check_head(path, head)
     return Manifest(head, tail, hasher.digest())
+
+
+def head_of(path: str) -> Head:
+    """Return the head of a manifest, the rest unread; raise Damaged, FileNotFoundError."""
+    with open(path, "rb") as file:
+        frame = read_frame(file)
+    if frame is None or frame.kind != HEAD:
+        raise Damaged(f"{os.path.basename(path)} does not begin with a head")
+    head = _decode(frame.plain, Head)
+    _check_head(path, head)
+    return head
+
+
+def _check_head(path: str, head: Head) -> None:
+    name = os.path.basename(path)
+    if head.format != 1:
+        raise Damaged(f"{name}: format {head.format}")
+    if head.replaces and head.replaces[0][0] != head.number:
+        raise Damaged(f"{name}: replaces the manifest of another recovery point")
 
 
 def deltas(path: str) -> Iterator[Delta]:
@@ -215,8 +238,11 @@ def deltas(path: str) -> Iterator[Delta]:
 
 def _frames(path: str) -> Iterator[Frame]:
     with open(path, "rb", buffering=1024 * 1024) as file:
-        while frame := read_frame(file):
-            yield frame
+        try:
+            while frame := read_frame(file):
+                yield frame
+        except Damaged as error:
+            raise Damaged(f"{os.path.basename(path)}: {error.message}") from error
 
 
 def _decode(data: bytes, kind: type[_T]) -> _T:

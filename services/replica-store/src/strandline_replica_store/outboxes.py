@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
+
+import apsw
 
 from strandline_contracts.errors import StrandlineError
 from strandline_replica_store.store import Store
@@ -38,7 +39,7 @@ class Outboxes:
         """Deliver until `stop`."""
         await self._pump.run(stop)
 
-    async def _on_first(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    async def _on_first(self, work: Callable[[apsw.Connection], Any]) -> Any:
         """Run `work` on the first replica's database; go on to the next one that gives nothing."""
         while self._sources:
             source = next(iter(self._sources))
@@ -52,7 +53,7 @@ class Outboxes:
                 return result
         return []
 
-    async def _try(self, source: str, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    async def _try(self, source: str, work: Callable[[apsw.Connection], Any]) -> Any:
         def on_database() -> Any:
             return self._store.replica(source).on_database(work)
 

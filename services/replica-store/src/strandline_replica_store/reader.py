@@ -6,11 +6,11 @@ A Reader has its own read-only connection and files and serves one thread at a t
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import apsw
 from blake3 import blake3
 
 from strandline_contracts.points import (
@@ -21,6 +21,7 @@ from strandline_contracts.points import (
 )
 from strandline_contracts.reading import BlockDigestPage, StoredChunk
 from strandline_replica_store import index, segment, tree
+from strandline_replica_store.buffers import Buffers
 from strandline_replica_store.chunk_check import check_chunk, plain_of
 from strandline_replica_store.errors import BadChunk, Damaged, NoSuch
 from strandline_replica_store.index import ChunkRow
@@ -61,10 +62,13 @@ class Place(NamedTuple):
 class Reader:
     """Reads one replica."""
 
+    _buffers = Buffers()
+    """Shared by all readers."""
+
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._segments = os.path.join(folder, "segments")
-        self.conn: sqlite3.Connection = index.connect_to_read(os.path.join(folder, "index.db"))
+        self.conn: apsw.Connection = index.connect_to_read(os.path.join(folder, "index.db"))
         self._files: OrderedDict[int, int] = OrderedDict()
         self._scopes: OrderedDict[tuple[int, tuple[bytes, ...]], Scope] = OrderedDict()
 
@@ -81,6 +85,12 @@ class Reader:
         self.conn.close()
         while self._files:
             os.close(self._files.popitem()[1])
+
+    def forget(self, number: int) -> None:
+        """Close a segment that is unlinked: its room is free only then."""
+        fd = self._files.pop(number, -1)
+        if fd >= 0:
+            os.close(fd)
 
     def chunks(self, ids: Sequence[int], max_bytes: int) -> list[StoredChunk]:
         """Return the chunks from the first on, as many as fit, each checked (at least one).
@@ -115,8 +125,11 @@ class Reader:
     def _read(self, rows: Sequence[ChunkRow]) -> dict[int, memoryview | DamagedChunk]:
         """Return the stored bytes of each chunk, or what is wrong with it."""
         found: dict[int, memoryview | DamagedChunk] = {}
-        for place in merged(sorted(rows, key=lambda row: (row.segment, row.offset))):
-            data = memoryview(self.pread(place.segment, place.offset, place.size_bytes))
+        places = list(merged(sorted(rows, key=lambda row: (row.segment, row.offset))))
+        room = self._buffers.take(sum(place.size_bytes for place in places))
+        for place in places:
+            data, room = room[: place.size_bytes], room[place.size_bytes :]
+            data = data[: self.read_into(data, place.segment, place.offset)]
             for row in place.rows:
                 try:
                     found[row.id] = stored_of(row, data[row.offset - place.offset :])
@@ -126,17 +139,27 @@ class Reader:
 
     def pread(self, number: int, offset: int, size_bytes: int) -> bytes:
         """Return bytes of a segment; fewer at its end, none when it is not there."""
+        try:
+            return os.pread(self._segment(number), size_bytes, offset)
+        except FileNotFoundError:
+            return b""
+
+    def read_into(self, room: memoryview, number: int, offset: int) -> int:
+        """Fill `room` with bytes of a segment; return how many there were."""
+        try:
+            return os.preadv(self._segment(number), [room], offset)
+        except FileNotFoundError:
+            return 0
+
+    def _segment(self, number: int) -> int:
         fd = self._files.get(number)
         if fd is None:
-            try:
-                fd = os.open(segment.path_of(self._segments, number), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return b""
+            fd = os.open(segment.path_of(self._segments, number), os.O_RDONLY | os.O_CLOEXEC)
             self._files[number] = fd
             if len(self._files) > MAX_OPEN_SEGMENTS:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(number)
-        return os.pread(fd, size_bytes, offset)
+        return fd
 
     def block_digests(self, point: int, file: int, start: int, blocks: int) -> BlockDigestPage:
         """Return the digests of blocks of a file, read from the disk: at most 32,768 of them.

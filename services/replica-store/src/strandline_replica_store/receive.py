@@ -18,8 +18,8 @@ from strandline_contracts.errors import BadMessage, StrandlineError
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.shipping import End, Open, Waited
 from strandline_contracts.subjects import parse_blocks
-from strandline_replica_store.errors import BadDelta, Behind, Busy, NoSuch, StoreError
-from strandline_replica_store.replica import Replica
+from strandline_replica_store.errors import BadDelta, Behind, Busy, Deleted, NoSuch, StoreError
+from strandline_replica_store.replica import Replica, translated
 from strandline_replica_store.rules import JobRow, OpenVerdict, Verdict, judge_message
 from strandline_replica_store.store import Store
 from strandline_runtime.consume import Delivery
@@ -321,8 +321,13 @@ class Lane:
 
     async def fail_for(self, server: str, error: StrandlineError) -> None:
         """Fail the open job of `server`: something on its subject was no message."""
+        if self._row is not None and self._row.server == server:
+            await self.fail_open(error)
+
+    async def fail_open(self, error: StrandlineError) -> None:
+        """Fail the job that is open, if any is."""
         row = self._row
-        if row is not None and row.server == server and row.state == "open":
+        if row is not None and row.state == "open":
             await self._fail(row, [], error)
 
     async def _ended(self, job: str) -> None:
@@ -367,10 +372,13 @@ class Receiver:
         """Run blocking work in the store's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *values)
 
-    async def lane(self, source: str) -> Lane:
-        """Return the lane of a source. Raises what Store.replica raises."""
+    async def lane(self, source: str, *, to_receive: bool = False) -> Lane:
+        """Return the lane of a source. Raises what Store.replica raises.
+
+        `to_receive` asks that its replica be not deleted; raises Deleted.
+        """
         async with self._making:
-            replica = await self.run(self.store.replica, source)
+            replica = await self.run(self._replica, source, to_receive)
             lane = self._lanes.get(source)
             if lane is None or lane.replica is not replica:
                 self._forget_idle()
@@ -378,6 +386,17 @@ class Receiver:
                 lane.resume()
                 self._lanes[source] = lane
             return lane
+
+    def _replica(self, source: str, to_receive: bool) -> Replica:
+        if to_receive:
+            with translated():
+                self.store.deletions.check_stands(source)
+        return self.store.replica(source)
+
+    async def refuse(self, source: str, error: StoreError) -> None:
+        """Fail what is being received of a source, if anything is."""
+        lane = await self.lane(source)
+        await lane.fail_open(error)
 
     def _forget_idle(self) -> None:
         for source, lane in list(self._lanes.items()):
@@ -403,7 +422,7 @@ class Receiver:
         for delivery in deliveries:
             try:
                 await self._route(delivery)
-            except (BadMessage, NoSuch) as error:
+            except (BadMessage, NoSuch, Deleted) as error:
                 self._log.warning("batch.refused", subject=delivery.subject, error=str(error))
                 await delivery.term()
             except StoreError as error:
@@ -418,7 +437,7 @@ class Receiver:
         subject = parse_blocks(delivery.subject)
         if subject.store != self.store.name:
             raise BadMessage(f"a message for store {subject.store}")
-        lane = await self.lane(subject.source)
+        lane = await self.lane(subject.source, to_receive=True)
         try:
             label = decode_label(delivery.data)
         except BadMessage as error:

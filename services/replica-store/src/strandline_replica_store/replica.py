@@ -1,4 +1,5 @@
-"""One replica and its only writer: open, take batches, commit, fail, recover.
+"""One replica and its only writer, in layers: its core, its recovery points, the job it receives,
+and here how it is opened and brought to rest.
 
 The order in which things reach the disk is in docs/formats/replica.md ("Recovery points and the
 moment of commit"). Every method may be called from any thread; a lock makes them one at a time.
@@ -6,692 +7,252 @@ moment of commit"). Every method may be called from any thread; a lock makes the
 
 from __future__ import annotations
 
-import json
 import os
-import sqlite3
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import Any
 
-from blake3 import blake3
+import apsw
 
 from strandline_contracts.codec import decode
-from strandline_contracts.events import DamageFound, PointCommitted
+from strandline_contracts.events import DamageFound, PointsDropped
 from strandline_contracts.points import RecoveryPoint
-from strandline_contracts.shipping import (
-    Batch,
-    Chunk,
-    End,
-    JobOnStore,
-    Open,
-    Waited,
-    accept_shipment,
+from strandline_contracts.shipping import Chunk
+from strandline_replica_store import durable, index, manifest, mend, recovery, reindex
+from strandline_replica_store.errors import Damaged, StoreError, means_damage
+from strandline_replica_store.receiving import Receiving
+from strandline_replica_store.replica_core import (
+    ERA_SHIFT,
+    RESERVE_BYTES,
+    Identity,
+    create,
+    era_of,
+    translated,
 )
-from strandline_replica_store import durable, index, manifest, segment
-from strandline_replica_store.chunk_check import check_chunk
-from strandline_replica_store.errors import (
-    Aborted,
-    BadChunk,
-    BadDelta,
-    Behind,
-    Damaged,
-    DiskError,
-    Fenced,
-    Full,
-    MissingChunk,
-    ParentMoved,
-    StoreError,
-    UnknownJob,
-    as_full,
-)
-from strandline_replica_store.manifest import ChunkName, Delta, Head, ManifestWriter, Tail
-from strandline_replica_store.rules import (
-    JobRow,
-    OpenVerdict,
-    check_records,
-    judge_open,
-    resolved_extents,
-)
-from strandline_runtime import outbox
+from strandline_runtime.logs import logger
 
-KEPT_JOBS = 16
-"""So many jobs' ends are remembered for those who ask late; committed ones by their point."""
-ERA_SHIFT = 48
-RESERVE_BYTES = 256 * 1024 * 1024
-
-ABOUT = (
-    "A Strandline replica: every kept state of one data source. Segments and manifests hold all of"
-    " it; index.db is made from them. How to read it: docs/formats/replica.md of Strandline."
-)
+__all__ = ["RESERVE_BYTES", "Identity", "Replica", "create", "translated"]
 
 
-class Identity(NamedTuple):
-    """Whose replica this is, and in whose name it tells events."""
-
-    source: str
-    store: str
-    site: str
-
-    @property
-    def origin(self) -> str:
-        return f"store-{self.store}"
-
-
-class _Group:
-    """What a group of batches adds, before any of it is on the disk."""
-
-    def __init__(self) -> None:
-        self.rows: list[index.ChunkRow] = []
-        self.ids: dict[bytes, tuple[int, int]] = {}
-        self.deltas: list[Delta] = []
-        self.digests: list[bytes] = []
-        self.stored_bytes = 0
-
-
-def create(folder: str, identity: Identity, name: str, kind: str) -> None:
-    """Make the folder of a replica; harmless when it is there already."""
-    durable.make_folder(folder)
-    path = os.path.join(folder, "replica.json")
-    if not os.path.exists(path):
-        about = {
-            "format": 1,
-            "source": identity.source,
-            "name": name,
-            "type": kind,
-            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "store": identity.store,
-            "era": 0,
-            "about": ABOUT,
-        }
-        durable.write_file_atomically(path, json.dumps(about, indent=2).encode() + b"\n")
-
-
-class Replica:
+class Replica(Receiving):
     """The writer of one replica. Use `Replica.open`, then `close`."""
-
-    def __init__(
-        self,
-        folder: str,
-        identity: Identity,
-        *,
-        reserve_bytes: int = RESERVE_BYTES,
-        segment_limit_bytes: int = segment.SEGMENT_LIMIT_BYTES,
-        now_ns: Callable[[], int] = time.time_ns,
-    ) -> None:
-        self.folder = folder
-        self.identity = identity
-        self.segments_folder = os.path.join(folder, "segments")
-        self.manifests_folder = os.path.join(folder, "manifests")
-        self.staging_folder = os.path.join(folder, "staging")
-        self.index_path = os.path.join(folder, "index.db")
-        self._reserve_bytes = reserve_bytes
-        self._now_ns = now_ns
-        self._lock = threading.RLock()
-        self._segments = segment.SegmentWriter(
-            self.segments_folder, identity.source, segment_limit_bytes
-        )
-        self._conn: sqlite3.Connection
-        self._job: JobRow | None = None
-        self._part: ManifestWriter | None = None
-        self._batches = blake3()
-        self._next_chunk = 1
-        self._newest: RecoveryPoint | None = None
-        self._behind = False
-        self._rows_ahead = False
-        self._ended: JobRow | None = None
-        self._broken: Damaged | None = None
-
-    # Opening
 
     @classmethod
     def open(cls, folder: str, identity: Identity, **options: Any) -> Replica:
         """Open a replica's folder and bring it to rest after whatever happened before."""
         replica = cls(folder, identity, **options)
-        with translated():
-            for name in ("segments", "manifests", "staging"):
-                durable.make_folder(os.path.join(folder, name))
-            replica._conn = _open_index(replica.index_path)
-            replica._recover()
+        try:
+            with translated():
+                replica._come_up()
+            replica._put_right()
+        except BaseException:
+            replica.close()
+            raise
         return replica
 
-    def _recover(self) -> None:
-        self._recover_segments()
-        era = _era(self.folder)
-        row = self._conn.execute("SELECT max(id) FROM chunk").fetchone()
-        self._next_chunk = max(row[0] or 0, era << ERA_SHIFT) + 1
+    def _come_up(self) -> None:
+        for name in ("segments", "manifests", "staging"):
+            durable.make_folder(os.path.join(self.folder, name))
+        reindex.finish_swap(self.index_path)
+        found = recovery.find_manifests(self.manifests_folder)
+        recovery.unlink_leftovers(self.manifests_folder, found)
+        self._leftover = frozenset(found.chain.leftover)
+        try:
+            self._open_index(found)
+            self._come_to_rest()
+        except index.Outdated as error:
+            self._make_index_anew(str(error), is_damage=False)
+            self._come_to_rest()
+        except recovery.IndexOfAnother as error:
+            # Nothing that it knows is of this replica.
+            self._conn.close()
+            self._index = None
+            reindex.remove(self.index_path)
+            self._make_index_anew(str(error), is_damage=False)
+            self._come_to_rest()
+        except apsw.Error as error:
+            if not means_damage(error):
+                raise
+            self._make_index_anew(str(error))
+            self._come_to_rest()
+
+    def _put_right(self) -> None:
+        """Finish what was cut short and can be finished now; else the next opening does."""
+        try:
+            self._mend_manifests()
+            self._sweep()
+        except StoreError as error:
+            logger().error("replica.not_put_right", source=self.identity.source, error=str(error))
+
+    def _open_index(self, found: recovery.Found) -> None:
+        """Open the index and make it agree with segments and manifests."""
+        self._index = index.connect(self.index_path)
+        recovery.agree_with_segments(self._conn, self.segments_folder, self.identity.source)
+        differing = recovery.compare(self._conn, found)
+        if differing.steps:
+            reason = index.get_meta(self._conn, "dropping") or "retention"
+            with index.transaction(self._conn):
+                self._forget_points(differing.steps, reason)
+        self._lost = differing.lost
         self._newest = index.newest_point(self._conn)
         self._behind = True
         self._catch_up()
+
+    def _come_to_rest(self) -> None:
+        """Cut off what is torn, and go on with the job that was being received."""
+        if self._broken is None and not recovery.has_lost_chunks(self._conn):
+            recovery.forget_torn(self._conn)
+            self._segments.recover(*recovery.last_end(self._conn, self.segments_folder))
+        else:
+            # Nothing is cut where manifests are missing that may name it, or headers that tell it.
+            self._segments.leave()
+        self._find_next_chunk()
         self._recover_job()
 
-    def _recover_segments(self) -> None:
-        """Make chunk rows and segments agree: add whole chunks, cut off what is torn."""
-        numbers = segment.numbers_in(self.segments_folder)
-        for (missing,) in self._conn.execute("SELECT DISTINCT segment FROM chunk").fetchall():
-            if missing not in numbers:
-                self._forget_bytes(missing, 0)
-        last = (0, 0)
-        for number in numbers:
-            path = segment.path_of(self.segments_folder, number)
-            end_bytes = self._known_end(number)
-            size_bytes = os.path.getsize(path)
-            if size_bytes < end_bytes:
-                self._forget_bytes(number, size_bytes)
-                end_bytes = self._known_end(number)
-            elif size_bytes > end_bytes:
-                end_bytes = self._learn(number, path, end_bytes)
-            if end_bytes:
-                last = (number, end_bytes)
-        self._segments.cut(*last)
+    def _find_next_chunk(self) -> None:
+        highest = self._conn.execute("SELECT max(id) FROM chunk").get
+        # Not below what was given away since the start: who moves chunks may have ids in hand.
+        least = (era_of(self.folder) << ERA_SHIFT) + 1
+        self._next_chunk = max(self._next_chunk, (highest or 0) + 1, least)
 
-    def _known_end(self, number: int) -> int:
-        """Return where the last chunk that the index knows in a segment ends, 0 for none."""
-        row = self._conn.execute(
-            "SELECT offset + ? + stored_bytes FROM chunk WHERE segment = ?"
-            " ORDER BY offset DESC LIMIT 1",
-            (segment.CHUNK_HEADER_BYTES, number),
-        ).fetchone()
-        return row[0] if row else 0
+    # Making the index anew
 
-    def _learn(self, number: int, path: str, start: int) -> int:
-        """Add the whole chunks behind `start` of a segment; return where they end."""
-        if not start:
-            try:
-                with open(path, "rb") as file:
-                    found = segment.parse_segment_header(file.read(segment.SEGMENT_HEADER_BYTES))
-            except Damaged:
-                return 0
-            if found != (number, self.identity.source):
-                raise Damaged(f"{path} is segment {found[0]} of source {found[1]}")
-            start = segment.SEGMENT_HEADER_BYTES
-        end_bytes = start
-        with index.transaction(self._conn):
-            for offset, head in segment.scan(path, start):
-                row = index.ChunkRow(
-                    head.id, head.plain_digest, head.plain_bytes, head.stored_bytes,
-                    head.codec, number, offset,
-                )  # fmt: skip
-                index.add_chunks(self._conn, [row])
-                end_bytes = offset + segment.CHUNK_HEADER_BYTES + head.stored_bytes
-        return end_bytes
-
-    def _forget_bytes(self, number: int, size_bytes: int) -> None:
-        """Drop staged chunks that lie behind `size_bytes`; committed ones there are damaged."""
-        values = (number, size_bytes - segment.CHUNK_HEADER_BYTES)
-        with index.transaction(self._conn):
-            self._conn.execute(
-                "DELETE FROM chunk WHERE staged AND segment = ? AND offset + stored_bytes > ?",
-                values,
-            )
-            self._conn.execute(
-                "UPDATE chunk SET bad = 1 WHERE segment = ? AND offset + stored_bytes > ?", values
-            )
-
-    def _recover_job(self) -> None:
-        row = self._conn.execute("SELECT * FROM job WHERE state = 'open'").fetchone()
-        job = JobRow(*row) if row else None
-        if job is not None:
-            try:
-                self._part = ManifestWriter.resume(self._part_path(job), job.part_bytes)
-                self._job = job
-                for (digest,) in self._conn.execute("SELECT digest FROM batch ORDER BY seq"):
-                    self._batches.update(digest)
-            except (Damaged, FileNotFoundError) as error:
-                self._end_job(job, UnknownJob(f"what was received is gone: {error}"))
-        mine = os.path.basename(self._part_path(self._job)) if self._job else ""
-        for name in os.listdir(self.staging_folder):
-            if name != mine:
-                durable.remove(os.path.join(self.staging_folder, name))
-
-    def _part_path(self, job: JobRow) -> str:
-        return os.path.join(self.staging_folder, f"{job.job}.{job.attempt}.part")
-
-    # Being asked
-
-    @property
-    def newest(self) -> RecoveryPoint | None:
-        """The newest recovery point."""
-        return self._newest
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is being received."""
-        return self._job is not None
-
-    @property
-    def open_attempt(self) -> JobRow | None:
-        """The attempt that is being received."""
-        return self._job
-
-    def job(self, job: str) -> JobRow | None:
-        """Return what is known of a job that is open or ended lately."""
-        with self._lock, translated():
-            for row in (self._job, self._ended):
-                if row is not None and row.job == job:
-                    return row
-            found = self._conn.execute("SELECT * FROM job WHERE job = ?", (job,)).fetchone()
-            return JobRow(*found) if found else None
-
-    def point_of(self, job: str) -> RecoveryPoint | None:
-        """Return the recovery point that `job` made, None when it made none."""
-        with self._lock, translated():
-            self._catch_up()
-            row = self._conn.execute(
-                "SELECT record FROM point WHERE job = ? LIMIT 1", (job,)
-            ).fetchone()
-            return decode(row[0], RecoveryPoint) if row else None
-
-    def waited(self, job: str, attempt: int) -> Waited:
-        """Return how far an attempt has come."""
-        row = self.job(job)
-        if row is None or row.state == "committed":
-            point = self.point_of(job)
-            if point is not None:
-                return Waited(state="committed", durable=row.durable if row else 0, point=point)
-        if row is None or attempt > row.attempt:
-            return Waited(state="unknown", durable=0)
-        if attempt < row.attempt:
-            return Waited(state="fenced", durable=0, code=Fenced.code, hint=Fenced.hint)
-        return Waited(
-            state=row.state,
-            durable=row.durable,
-            code=row.code,
-            error=row.error,
-            hint=row.hint,
-            retryable=bool(row.retryable),
-        )
-
-    def missing(self, digests: Sequence[bytes]) -> list[int]:
-        """Return the positions of digests that the replica does not hold soundly."""
-        with self._lock, translated():
-            self._drop_rows_ahead()
-            return index.missing(self._conn, digests)
-
-    def holds_chunks(self) -> bool:
-        """Tell whether there is any chunk, staged ones included."""
-        with self._lock, translated():
-            self._drop_rows_ahead()
-            return self._conn.execute("SELECT 1 FROM chunk LIMIT 1").fetchone() is not None
-
-    def on_database(self, function: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Run a function on the index's writing connection, as one transaction."""
-        with self._lock, translated(), index.transaction(self._conn):
-            return function(self._conn)
-
-    # Receiving
-
-    def open_job(self, server: str, request: Open) -> RecoveryPoint | OpenVerdict:
-        """Open an attempt, fencing what is open; or return its point when it is committed.
-
-        Raises Fenced, Inconsistent, Full, Behind, Damaged.
-        """
-        with self._lock, translated():
-            self._catch_up()
-            committed = self.point_of(request.job)
-            if committed is not None:
-                return committed
-            if self._broken is not None:
-                raise self._broken
-            known = self.job(request.job)
-            verdict = judge_open(request, server, known, self._newest, self.inconsistent())
-            if verdict is OpenVerdict.FRESH:
-                self._check_room()
-                self._begin(server, request)
-            return verdict
-
-    def _begin(self, server: str, request: Open) -> None:
-        if self._job is not None:
-            reason = f"job {request.job}, attempt {request.attempt}, has taken its place"
-            self._end_job(self._job, Fenced(reason), state="fenced")
-        number = (self._newest.number if self._newest else 0) + 1
-        head = Head(
-            format=1,
-            source=self.identity.source,
-            job=request.job,
-            attempt=request.attempt,
-            number=number,
-            parent=request.parent,
-            parent_digest=request.parent_digest,
-            kind=request.kind,
-            server=server,
-        )
-        job = JobRow(
-            request.job, request.attempt, server, request.kind, request.parent,
-            request.parent_digest, "open", 0, 0, 0, self._now_ns(),
-        )  # fmt: skip
-        part = ManifestWriter.begin(self._part_path(job), head)
-        job = job._replace(part_bytes=part.end_bytes)
+    def _make_index_anew(self, reason: str, *, is_damage: bool = True) -> None:
+        """Make another index from what it is a projection of, and put it in the place of this."""
+        self._rebuilding = True
+        self._index_damage = reason
+        logger().error("index.made_anew", source=self.identity.source, reason=reason)
         try:
-            with index.transaction(self._conn):
-                self._conn.execute("DELETE FROM batch")
-                self._put_job(job)
-                self._conn.execute(
-                    "DELETE FROM job WHERE job NOT IN"
-                    " (SELECT job FROM job ORDER BY opened_at_ns DESC LIMIT ?)",
-                    (KEPT_JOBS,),
-                )
-        except BaseException:
-            part.close()
-            durable.remove(part.path)
+            old = self._index or reindex.connect_to_rest(self.index_path)
+            new = reindex.begin(self.index_path)
+            broken = self._fill(new)
+            self._put_in_place(new, old, broken, reason if is_damage else "")
+            self._index_damage = ""
+        finally:
+            self._rebuilding = False
+
+    def _fill(self, new: apsw.Connection) -> Damaged | None:
+        return reindex.fill(new, self.segments_folder, self.manifests_folder, self.identity.source)
+
+    def _put_in_place(
+        self,
+        new: apsw.Connection,
+        old: apsw.Connection | None,
+        broken: Damaged | None,
+        damage: str,
+    ) -> None:
+        """Let another index be the index; the lock is held."""
+        told = reindex.take_over(old, new) if old is not None else set()
+        with index.transaction(new):
+            if self._job is not None:
+                self._put_job(self._job, new)
+            self._tell_difference(new, told, is_all=broken is None)
+            if damage:
+                reason = f"index.db: {damage}; it was made anew"
+                found = DamageFound(chunk=0, segment=0, offset=0, reason=reason)
+                self.tell(new, "damage", "found", found)
+        reindex.seal(new, reindex.new_path(self.index_path))
+        # What cannot be made anew whole may be of use to somebody yet.
+        aside = os.path.join(self.damaged_folder, "index.db") if broken is not None else ""
+        try:
+            reindex.swap(self.index_path, aside)
+        except OSError as error:
+            # There may be none in its place now: whoever asks next makes it anew.
+            self._index_damage = f"it was not put in its place: {error}"
             raise
-        self._job, self._part, self._batches = job, part, blake3()
-        self._ended = None
+        if old is not None:
+            # A damaged one may fail even at that.
+            with suppress(apsw.Error):
+                old.close()
+        self._index = index.connect(self.index_path)
+        self.index_generation += 1
+        self._broken = broken
+        self._behind, self._rows_ahead = False, []
+        self._newest = index.newest_point(self._conn)
+        self._find_next_chunk()
 
-    def _put_job(self, job: JobRow) -> None:
-        self._conn.execute(
-            "INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", job
-        )
+    def _tell_difference(self, new: apsw.Connection, told: set[int], *, is_all: bool) -> None:
+        """Tell of the points that the old index had not told of, and of those that are no more."""
+        gone = set(told)
+        for number, record in new.execute("SELECT number, record FROM point ORDER BY number"):
+            gone.discard(number)
+            if number not in told:
+                self._tell_committed(new, decode(record, RecoveryPoint))
+        if gone and is_all:
+            reason = index.get_meta(new, "dropping") or "retention"
+            self.tell(new, "point", "dropped", PointsDropped(points=sorted(gone), reason=reason))
+        index.put_meta(new, "dropping", "")
 
-    def take(self, job: str, attempt: int, messages: Sequence[bytes]) -> int:
-        """Make the next batches of an attempt durable; return how many are durable then.
+    def reindex(self) -> None:
+        """Make the index anew, beside work that goes on; nothing happens to one when that fails.
 
-        `messages` are encoded Batches in order of `seq`, as they came. On an error nothing of them
-        is kept and the caller is to `fail` the job. Raises StoreError and BadMessage.
+        Raises Damaged, naming the recovery points that are lost, when a manifest is damaged and the
+        index itself is not sound enough to write it anew.
         """
-        with self._lock, translated():
-            row, part = self._opened(job, attempt)
-            self._check_room()
-            try:
-                group = self._stage(row, messages)
-                self._segments.flush()
-                for delta in group.deltas:
-                    part.append(delta)
-                part.flush()
-                row = row._replace(
-                    durable=row.durable + len(messages),
-                    part_bytes=part.end_bytes,
-                    stored_bytes=row.stored_bytes + group.stored_bytes,
-                )
-                self._record(row, group)
-            except BaseException:
-                self._segments.undo()
-                raise
-            self._job = row
-            for digest in group.digests:
-                self._batches.update(digest)
-            return row.durable
+        with self.rewriting, self.maintenance:
+            self._rewrite_damaged()
+            with translated():
+                new = reindex.begin(self.index_path)
+                broken = self._fill(new)
+            with self._working():
+                # What came meanwhile.
+                broken = broken or self._fill(new)
+                if broken is not None:
+                    new.close()
+                    reindex.remove(reindex.new_path(self.index_path))
+                    raise broken
+                reindex.forget_undone(self._conn, new)
+                self._put_in_place(new, self._conn, None, "")
 
-    def _opened(self, job: str, attempt: int) -> tuple[JobRow, ManifestWriter]:
-        self._catch_up()
-        if self._job is None or self._part is None:
-            raise UnknownJob(f"job {job} is not open")
-        if (self._job.job, self._job.attempt) != (job, attempt):
-            raise Fenced(f"job {self._job.job}, attempt {self._job.attempt}, is open")
-        return self._job, self._part
+    # What moving chunks needs (compact.py)
 
-    def _record(self, row: JobRow, group: _Group) -> None:
-        with index.transaction(self._conn):
-            index.add_chunks(self._conn, group.rows)
-            first = row.durable - len(group.digests)
-            self._conn.executemany(
-                "INSERT INTO batch VALUES (?, ?)", enumerate(group.digests, start=first)
-            )
-            self._put_job(row)
+    def take_chunk_ids(self, count: int) -> int:
+        """Return the first of `count` chunk ids that nobody else gets."""
+        with self._lock:
+            first = self._next_chunk
+            self._next_chunk += count
+            return first
 
-    def _stage(self, row: JobRow, messages: Sequence[bytes]) -> _Group:
-        group = _Group()
-        for seq, message in enumerate(messages, start=row.durable):
-            batch = accept_shipment(message)
-            due = (row.job, row.attempt, seq)
-            if not isinstance(batch, Batch) or (batch.job, batch.attempt, batch.seq) != due:
-                raise BadDelta(f"batch {seq} of attempt {row.attempt} of job {row.job} is due")
-            check_records(batch)
-            group.digests.append(blake3(message).digest())
-            group.deltas.append(self._delta(batch, group))
-        return group
+    def leave_segment(self) -> None:
+        """Let what is received next begin a new segment, unless a job is being received."""
+        with self._lock:
+            if self._job is None:
+                self._segments.leave()
 
-    def _delta(self, batch: Batch, group: _Group) -> Delta:
-        places = [self._chunk(chunk, group) for chunk in batch.chunks]
-        ids = [chunk for chunk, _ in places]
-        extents = resolved_extents(batch, ids, [plain_bytes for _, plain_bytes in places])
-        names = {
-            chunk: ChunkName(chunk, shipped.digest, shipped.plain_bytes)
-            for chunk, shipped in zip(ids, batch.chunks, strict=True)
-        }
-        return Delta(
-            chunks=list(names.values()),
-            extents=extents,
-            inodes=batch.inodes,
-            names=batch.names,
-            gone_inodes=batch.gone_inodes,
-            gone_names=batch.gone_names,
-            issues=batch.issues,
-        )
+    @property
+    def receiving_segment(self) -> int:
+        """The segment at whose end received chunks are appended, 0 for none."""
+        return self._segments.number
 
-    def _chunk(self, chunk: Chunk, group: _Group) -> tuple[int, int]:
-        """Return (id, plain bytes) of a shipped chunk, appending it when it is not held."""
-        place = group.ids.get(chunk.digest)
-        if place is None:
-            known = index.held(self._conn, chunk.digest)
-            if known is not None and not known[2]:
-                place = known[:2]
-            elif chunk.data is None:
-                raise MissingChunk(f"chunk {chunk.digest[:8].hex()} is not held")
-            else:
-                place = self._append(chunk, known[0] if known else self._next_chunk, group)
-            group.ids[chunk.digest] = place
-        if place[1] != chunk.plain_bytes:
-            raise BadChunk(f"chunk {place[0]} has {place[1]} bytes, not {chunk.plain_bytes}")
-        return place
-
-    def _append(self, chunk: Chunk, number: int, group: _Group) -> tuple[int, int]:
-        """Append a chunk to the segments; a damaged one is written anew under its old id."""
-        assert chunk.data is not None
-        check_chunk(chunk.digest, chunk.plain_bytes, chunk.codec, chunk.data)
-        self._next_chunk = max(self._next_chunk, number + 1)
-        header = segment.pack_chunk_header(
-            number, chunk.codec, chunk.plain_bytes, chunk.digest, chunk.data
-        )
-        where = self._segments.append(header, chunk.data)
-        stored_bytes = len(chunk.data)
-        group.rows.append(
-            index.ChunkRow(
-                number, chunk.digest, chunk.plain_bytes, stored_bytes, chunk.codec, *where
-            )
-        )
-        group.stored_bytes += len(header) + stored_bytes
-        return number, chunk.plain_bytes
-
-    # Ending
-
-    def finish(self, end: End) -> RecoveryPoint:
-        """Commit an attempt: after this its recovery point exists. Again is harmless.
-
-        Raises StoreError; after Behind the point exists and only the index is late: call again.
-        """
-        with self._lock, translated():
-            self._catch_up()
-            committed = self.point_of(end.job)
-            if committed is not None:
-                return committed
-            row, part = self._opened(end.job, end.attempt)
-            self._check_end(row, end)
-            tail = Tail(
-                digest=b"",
-                frames=0,
-                taken_at_ns=end.taken_at_ns,
-                received_at_ns=self._now_ns(),
-                consistency=end.consistency,
-                provider=end.provider,
-                tracker=end.tracker,
-                partial=end.partial,
-                totals=end.totals,
-                stored_bytes=row.stored_bytes + part.end_bytes,
-            )
-            target = manifest.path_of(self.manifests_folder, part.head.number)
-            try:
-                part.finish(target, tail)
-            except OSError as error:
-                if not os.path.exists(target):
-                    raise
-                # Renamed, but perhaps not for good: from here on only forward.
-                self._behind = True
-                raise Behind(f"recovery point {part.head.number} is not settled") from error
-            self._job, self._part, self._behind = None, None, True
-            self._catch_up()
-            assert self._newest is not None
-            return self._newest
-
-    def _check_end(self, row: JobRow, end: End) -> None:
-        if end.seq != row.durable:
-            raise BadDelta(f"{end.seq} batches were sent, {row.durable} came")
-        if end.digest != self._batches.digest():
-            raise BadDelta("the batches that came are not those that were sent")
-        newest = (self._newest.number, self._newest.digest) if self._newest else (0, b"")
-        if newest != (row.parent, row.parent_digest):
-            raise ParentMoved(f"recovery point {newest[0]} is the newest, not {row.parent}")
-
-    def _catch_up(self) -> None:
-        """Apply manifests that the index lacks. Raises Behind when that cannot be done now."""
-        self._drop_rows_ahead()
-        if not self._behind:
-            return
-        try:
-            durable.sync_folder(self.manifests_folder)
-            newest_number = self._newest.number if self._newest else 0
-            for number in manifest.numbers_in(self.manifests_folder):
-                if number > newest_number:
-                    self._apply(number)
-        except Damaged as error:
-            self._broken = error
-        except (OSError, sqlite3.Error) as error:
-            raise Behind(f"the index is behind the manifests: {error}") from error
-        self._behind = False
-
-    def _apply(self, number: int) -> None:
-        path = manifest.path_of(self.manifests_folder, number)
-        found = manifest.check(path)
-        newest = (self._newest.number, self._newest.digest) if self._newest else (0, b"")
-        head = found.head
-        if (head.parent, head.parent_digest, head.number) != (*newest, number):
-            raise Damaged(f"manifest {number} does not follow recovery point {newest[0]}")
-        with index.transaction(self._conn):
-            point = index.apply_manifest(self._conn, found, manifest.deltas(path))
-            self._conn.execute("UPDATE job SET state = 'committed' WHERE job = ?", (point.job,))
-            self._conn.execute("DELETE FROM batch")
-            if point.kind == "check":
-                self._conn.execute("DELETE FROM meta WHERE key = 'inconsistent'")
-            outbox.record(
-                self._conn,
-                site=self.identity.site,
-                origin=self.identity.origin,
-                noun="point",
-                verb="committed",
-                source=self.identity.source,
-                time_ns=point.received_at_ns,
-                data=PointCommitted(point=point),
-            )
-        self._newest = point
-
-    def fail(self, job: str, attempt: int, error: StoreError | Exception) -> None:
-        """End an attempt that cannot go on; what it staged stays for the next, if there is room."""
-        with self._lock, translated():
-            if self._job is None or (self._job.job, self._job.attempt) != (job, attempt):
-                return
-            if isinstance(error, Full):
-                # Room first: without any, the index could not even take note of the failure.
-                self._segments.cut(*self._committed_end())
-                self._rows_ahead = True
-            self._end_job(self._job, error)
-            if isinstance(error, Full):
-                with suppress(sqlite3.Error):
-                    self._drop_rows_ahead()
-
-    def abort(self, job: str, attempt: int, server: str, reason: str) -> None:
-        """End an attempt because its agent gave it up."""
-        row = self.job(job)
-        if row is not None and row.server == server:
-            self.fail(job, attempt, Aborted(reason))
-
-    def _end_job(self, job: JobRow, error: Exception, state: JobOnStore = "failed") -> None:
-        ended = job._replace(
-            state=state,
-            code=getattr(error, "code", "store.error"),
-            error=str(error),
-            hint=getattr(error, "hint", ""),
-            retryable=getattr(error, "retryable", False),
-        )
-        if self._part is not None:
-            self._part.close()
-        durable.remove(self._part_path(job))
-        self._job = self._part = None
-        try:
-            with index.transaction(self._conn):
-                self._put_job(ended)
-                self._conn.execute("DELETE FROM batch")
-        except sqlite3.Error as failure:
-            # Remembered here; after a restart it counts as failed for want of its part file.
-            self._ended = ended
-            if as_full(failure) is None:
-                raise
-
-    def _committed_end(self) -> tuple[int, int]:
-        """Return segment and offset behind the last committed chunk; zeros when there is none."""
-        row = self._conn.execute(
-            "SELECT segment, offset + ? + stored_bytes FROM chunk WHERE NOT staged"
-            " ORDER BY segment DESC, offset DESC LIMIT 1",
-            (segment.CHUNK_HEADER_BYTES,),
-        ).fetchone()
-        return (row[0], row[1]) if row else (0, 0)
-
-    def _drop_rows_ahead(self) -> None:
-        """Forget staged chunks whose bytes were cut off; until then none may be relied on."""
-        if self._rows_ahead:
-            with index.transaction(self._conn):
-                self._conn.execute(
-                    "DELETE FROM chunk WHERE staged AND (segment, offset) >= (?, ?)",
-                    self._committed_end(),
-                )
-            self._rows_ahead = False
-
-    def _check_room(self) -> None:
-        free_bytes = durable.free_bytes(self.folder)
-        if free_bytes < self._reserve_bytes:
-            raise Full(
-                f"{free_bytes >> 20} MiB are free on the store's disk,"
-                f" {self._reserve_bytes >> 20} MiB must be"
-            )
+    def named_by_job(self, chunks: Collection[int]) -> set[int]:
+        """Return those of `chunks` that the job being received names so far."""
+        with self._working():
+            if self._part is None or not chunks:
+                return set()
+            wanted = set(chunks)
+            named = manifest.deltas(self._part.path)
+            return {name.id for delta in named for name in delta.chunks if name.id in wanted}
 
     # Damage
 
-    def inconsistent(self) -> str:
-        """Return why the replica is inconsistent, empty when it is not."""
-        with self._lock, translated():
-            row = self._conn.execute("SELECT value FROM meta WHERE key = 'inconsistent'").fetchone()
-            return str(row[0]) if row else ""
+    def mend(self, chunks: Sequence[Chunk], by: str) -> list[int]:
+        """Take back chunks that are lost to damage; return the ids of those that are whole again.
 
-    def mark_inconsistent(self, reason: str) -> None:
-        """Refuse express fulls until a consistency check has been committed."""
-        self.on_database(
-            lambda conn: conn.execute(
-                "INSERT OR REPLACE INTO meta VALUES ('inconsistent', ?)", (reason,)
-            )
-        )
-
-    def record_damage(self, damage: DamageFound) -> None:
-        """Tell of damage, once for each chunk: a damaged chunk is not read nor relied on."""
-
-        def change(conn: sqlite3.Connection) -> None:
-            if damage.chunk:
-                known = conn.execute(
-                    "UPDATE chunk SET bad = 1 WHERE id = ? AND NOT bad", (damage.chunk,)
-                )
-                if not known.rowcount:
-                    return
-            outbox.record(
-                conn,
-                site=self.identity.site,
-                origin=self.identity.origin,
-                noun="damage",
-                verb="found",
-                source=self.identity.source,
-                time_ns=self._now_ns(),
-                data=damage,
-            )
-
-        self.on_database(change)
+        Whatever else is among `chunks` changes nothing. Raises BadChunk, Full, DiskError.
+        """
+        with self._working():
+            self._catch_up()
+            self._check_room()
+            try:
+                rows = mend.append_lost(self._conn, self._segments, chunks)
+                self._segments.flush()
+                with index.transaction(self._conn):
+                    self.tell_mended([row.id for row in rows], by)
+                    index.add_chunks(self._conn, rows)
+            except BaseException:
+                self._segments.undo()
+                raise
+            return [row.id for row in rows]
 
     def close(self) -> None:
         """Let go of all files; what is being received goes on after the next opening."""
@@ -699,30 +260,5 @@ class Replica:
             if self._part is not None:
                 self._part.close()
             self._segments.close()
-            self._conn.close()
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn the errors of disk and SQLite into the store's own."""
-    try:
-        yield
-    except (OSError, sqlite3.Error) as error:
-        raise as_full(error) or DiskError(f"the store's disk: {error}") from error
-
-
-def _open_index(path: str) -> sqlite3.Connection:
-    """Open the index; one that is no database any more is removed, to be made anew."""
-    try:
-        return index.connect(path)
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise
-        for suffix in ("", "-wal", "-shm"):
-            durable.remove(path + suffix)
-        return index.connect(path)
-
-
-def _era(folder: str) -> int:
-    with open(os.path.join(folder, "replica.json"), "rb") as file:
-        return int(json.load(file).get("era", 0))
+            if self._index is not None:
+                self._index.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
+
+import apsw
 
 from strandline_contracts.points import ROOT
 from strandline_replica_store import tree
@@ -23,7 +24,7 @@ class Scope:
     names that lead there.
     """
 
-    def __init__(self, conn: sqlite3.Connection, point: int, paths: Sequence[bytes]) -> None:
+    def __init__(self, conn: apsw.Connection, point: int, paths: Sequence[bytes]) -> None:
         self.whole = not paths
         self._point = point
         self._roots: set[int] = set()
@@ -37,17 +38,17 @@ class Scope:
             for folder, name in steps:
                 self._above.setdefault(folder, set()).add(name)
 
-    def check_file(self, conn: sqlite3.Connection, file: int) -> None:
+    def check_file(self, conn: apsw.Connection, file: int) -> None:
         """Raise NotAllowed unless `file` lies at or below a granted path."""
         if not self.whole and not self._allows(conn, file):
             raise NotAllowed(f"the grant does not cover file {file}")
 
-    def check_seen(self, conn: sqlite3.Connection, file: int) -> None:
+    def check_seen(self, conn: apsw.Connection, file: int) -> None:
         """As `check_file`, but folders above a granted path may be seen, too."""
         if file not in self._above:
             self.check_file(conn, file)
 
-    def names_in(self, conn: sqlite3.Connection, folder: int) -> set[bytes] | None:
+    def names_in(self, conn: apsw.Connection, folder: int) -> set[bytes] | None:
         """Return the names of `folder` that may be seen, None for all; raise NotAllowed."""
         if self.whole or self._allows(conn, folder):
             return None
@@ -55,7 +56,7 @@ class Scope:
             return self._above[folder]
         raise NotAllowed(f"the grant does not cover folder {folder}")
 
-    def check_chunks(self, conn: sqlite3.Connection, chunks: Sequence[int]) -> None:
+    def check_chunks(self, conn: apsw.Connection, chunks: Sequence[int]) -> None:
         """Raise NotAllowed unless a file that may be read has bytes in each of `chunks`."""
         if self.whole:
             allowed = tree.chunks_of_point(conn, self._point, chunks)
@@ -65,11 +66,14 @@ class Scope:
             if chunk not in allowed:
                 raise NotAllowed(f"chunk {chunk} is not part of what may be read")
 
-    def _allows_chunk(self, conn: sqlite3.Connection, chunk: int) -> bool:
-        files = tree.files_of_chunk(conn, self._point, chunk)
+    def _allows_chunk(self, conn: apsw.Connection, chunk: int) -> bool:
+        files = chain(
+            tree.files_of_chunk(conn, self._point, chunk),
+            tree.former_files_of_chunk(conn, self._point, chunk),
+        )
         return any(self._allows(conn, file) for file in islice(files, FILES_LOOKED_AT))
 
-    def _allows(self, conn: sqlite3.Connection, file: int) -> bool:
+    def _allows(self, conn: apsw.Connection, file: int) -> bool:
         verdict = self._verdicts.get(file)
         if verdict is None:
             verdict = self._climb(conn, file)
@@ -78,7 +82,7 @@ class Scope:
             self._verdicts[file] = verdict
         return verdict
 
-    def _climb(self, conn: sqlite3.Connection, file: int) -> bool:
+    def _climb(self, conn: apsw.Connection, file: int) -> bool:
         """Tell whether some way up from `file` (hard links have several) meets a granted path."""
         seen: set[int] = set()
         level = {file}
