@@ -14,6 +14,7 @@ from strandline_agent.asking import ask
 from strandline_agent.errors import PipelineStopped
 from strandline_agent.known import IndexBroken, KnownIndex
 from strandline_agent.line import Line
+from strandline_agent.mending import mend
 from strandline_agent.outgoing import Outgoing
 from strandline_agent.read_files import READERS, Readers
 from strandline_agent.rebuild import rebuild
@@ -26,6 +27,7 @@ from strandline_contracts.errors import StrandlineError
 from strandline_contracts.points import Issue, PointKind, RecoveryPoint, Totals
 from strandline_contracts.policy import Source
 from strandline_contracts.shipping import End, Mismatch, Open, Opened
+from strandline_runtime.logs import logger
 
 OUTGOING_BYTES = 16 * 1024 * 1024
 PROGRESS_S = 0.5
@@ -94,6 +96,7 @@ class _Job:
         self._kind = order.kind
         source = order.source
         self._route = Route(order.subject, source.store, source.id, order.job, order.attempt)
+        self._log = logger()
 
     async def run(self, on_shipped: Callable[[], object]) -> Shipped:
         opened = await self._open()
@@ -101,6 +104,8 @@ class _Job:
             # If it was not staged here, the next job finds the index behind, and makes it anew.
             await self._merge_if_pending(opened.point)
             return Shipped(opened.point, [])
+        if opened.damaged:
+            await self._mend()
         try:
             return await self._ship(opened, on_shipped)
         except BaseException:
@@ -162,6 +167,17 @@ class _Job:
             return False
         await asyncio.to_thread(self._index.apply, point.number, point.digest)
         return True
+
+    async def _mend(self) -> None:
+        """Give the store back what it has lost; if that fails, the job goes on without."""
+        self._progress_phase("mending")
+        source = self._order.source
+        try:
+            found = await mend(self._line, self._route.store, source.id, self._index, source.paths)
+        except StrandlineError as error:
+            self._log.warning("mending.failed", code=error.code, error=error.message)
+        else:
+            self._log.info("mending.done", mended=found.mended, doubted=found.doubted)
 
     # Shipping
 

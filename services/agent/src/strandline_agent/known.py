@@ -407,6 +407,21 @@ class KnownIndex:
             self._conn.execute("UPDATE digest SET digests = zeroblob(0) WHERE file = ?", (file,))
             self._conn.execute("COMMIT")
 
+    def doubt(self, pages: Iterable[tuple[int, int]]) -> None:
+        """Have the files of these pages (file, page) read by the next job.
+
+        The digests of the pages are forgotten: the store has to be asked what it can still read.
+        """
+        with self._lock:
+            self._conn.execute("BEGIN IMMEDIATE")
+            for file, page in pages:
+                self._conn.execute("UPDATE file SET ctime_ns = 0 WHERE id = ?", (file,))
+                self._conn.execute(
+                    "UPDATE digest SET digests = zeroblob(0) WHERE file = ? AND page = ?",
+                    (file, page),
+                )
+            self._conn.execute("COMMIT")
+
     def set_mirrored(self, point: int, digest: bytes) -> None:
         """Tell which recovery point a freshly filled index mirrors."""
         with self._lock:

@@ -373,6 +373,7 @@ class _Restore:
         """Check and write chunks; returns those whose bytes are not what they should be."""
         bad: list[int] = []
         tree = self._tree()
+        tree.expect({extent.file for chunk in chunks for extent in extents[chunk.id]})
         for chunk in chunks:
             plain = plain_of(chunk)
             if plain is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -192,6 +192,16 @@ class RestorePlan:
                 (file,),
             ).fetchone()
         return _node_of(row) if row else None
+
+    def nodes(self, files: Sequence[int]) -> dict[int, Node]:
+        """Return those of `files` (ids) that are in the plan."""
+        marks = ",".join("?" * len(files))
+        with self._lock:
+            rows = self._conn.execute(
+                f"SELECT {_COLUMNS} FROM node WHERE file IN ({marks})",  # noqa: S608
+                files,
+            ).fetchall()
+        return {row[0]: _node_of(row) for row in rows}
 
     def skip(self, file: int) -> None:
         """Note that a file could not be made: nothing more is done with it."""

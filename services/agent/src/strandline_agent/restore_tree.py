@@ -11,7 +11,7 @@ import errno
 import os
 import stat as stat_module
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from strandline_agent import linux
@@ -91,6 +91,7 @@ class TargetTree:
         self._target = target
         self._folders: OrderedDict[int, int] = OrderedDict()
         self._files: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._expected: dict[int, Node] = {}
 
     def close(self) -> None:
         """Close everything but the target itself."""
@@ -121,6 +122,11 @@ class TargetTree:
         self._folders.move_to_end(file)
         return fd
 
+    def expect(self, files: Collection[int]) -> None:
+        """Look these files up in the plan at once: they are to be written next."""
+        unopened = [file for file in files if file not in self._files]
+        self._expected = self._plan.nodes(unopened[:MAX_OPEN_FILES])
+
     def writable(self, file: int) -> tuple[int, int] | None:
         """Return a regular file, open for writing, and its size; None for one that is skipped.
 
@@ -130,7 +136,7 @@ class TargetTree:
         if held is not None:
             self._files.move_to_end(file)
             return held
-        node = self._plan.node(file)
+        node = self._expected.get(file) or self._plan.node(file)
         if node is None or node.skip or node.type != "f":
             return None
         flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
