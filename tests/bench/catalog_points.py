@@ -27,7 +27,7 @@ from strandline_catalog.queries import Queries
 from strandline_catalog.record import put_points, put_sources
 from strandline_contracts.codec import Message, encode
 from strandline_contracts.queries import PointAt, PointsOf, Sources
-from strandline_runtime.bus import Handler, Request
+from strandline_runtime.bus import Encoded, Handler, Request
 from support.examples import POINT, SOURCE, THE_SOURCE
 from support.postgres import Postgres
 
@@ -53,13 +53,13 @@ async def fill(database: Database, points: int) -> None:
         ]
         async with database.writing() as connection:
             seen = [SeenPoint("store-1", point) for point in made]
-            await put_points(connection, seen, time.time_ns(), listed=True)
+            await put_points(connection, seen, time.time_ns(), asked_at_ns=1)
     async with database.connection() as connection:
         await connection.execute("VACUUM ANALYZE")
 
 
 async def clock(name: str, handler: Handler, asked: Callable[[], Message]) -> None:
-    async def ask() -> Message:
+    async def ask() -> Message | Encoded:
         return await handler(Request("operator-1", encode(asked())))
 
     await ask()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import pytest_asyncio
 
 from strandline_catalog.catalog import Catalog
 from strandline_contracts.codec import Message, decode, encode
-from strandline_contracts.events import Data, Event, JobChanged, PointCommitted
+from strandline_contracts.errors import StrandlineError
+from strandline_contracts.events import Data, Event, JobChanged, PointCommitted, PointsDropped
 from strandline_contracts.jobs import Job, State
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.policy import Assignment, Source, key_of
-from strandline_contracts.reading import PointPage, Points
+from strandline_contracts.reading import PointPage, Points, ReplicaPage, Replicas, ReplicaState
 from strandline_contracts.signing import sign
 from strandline_contracts.subjects import policy_subject
 from strandline_runtime.bus import Bus, Request
@@ -62,20 +63,54 @@ def a_job(job: str, state: State, source: str = A, **changes: Any) -> Job:
     return msgspec.structs.replace(made, **changes)
 
 
+def a_replica(source: str = A, name: str = "web", **changes: Any) -> ReplicaState:
+    made = ReplicaState(
+        source=source,
+        name=name,
+        type="files",
+        points=0,
+        newest=0,
+        stored_bytes=0,
+        live_bytes=0,
+        damaged_chunks=0,
+        inconsistent="",
+        verified_at_ns=0,
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
 class FakeStore:
-    """Answers `points` from `points`, as a store would; `silent` refuses."""
+    """Answers `points` and `replicas` from its lists, as a store would.
+
+    `before_answer` is awaited between finding an answer and giving it; sources in `gone` have no
+    replica.
+    """
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
         self.points: list[RecoveryPoint] = []
+        self.replicas: list[ReplicaState] = []
+        self.gone: set[str] = set()
         self.asked: list[Points] = []
+        self.before_answer: Callable[[], Awaitable[None]] | None = None
+
+    async def answer_replicas(self, request: Request) -> Message:
+        assert request.caller == "catalog-1"
+        asked = decode(request.data, Replicas)
+        left = [each for each in self.replicas if each.source > asked.after]
+        return ReplicaPage(replicas=left[:1], more=len(left) > 1)
 
     async def answer(self, request: Request) -> Message:
         assert request.caller == "catalog-1"
         asked = decode(request.data, Points)
         self.asked.append(asked)
+        if asked.source in self.gone:
+            raise StrandlineError("no replica here", code="store.no_such")
         left = [p for p in self.points if p.source == asked.source and p.number > asked.after]
         left.sort(key=lambda point: point.number)
+        if self.before_answer is not None:
+            before, self.before_answer = self.before_answer, None
+            await before()
         return PointPage(points=left[: asked.limit], more=len(left) > asked.limit)
 
 
@@ -169,6 +204,35 @@ class World:
             teller = ("store-store-1", "point", point.source)
             self._numbers[teller] = self._numbers.get(teller, 0) + 1
 
+    async def drop(self, *numbers: int, source: str = A, reason: str = "retention") -> None:
+        """Let points go, in the store and in an event."""
+        self.store.points = [
+            each
+            for each in self.store.points
+            if each.source != source or each.number not in numbers
+        ]
+        dropped = PointsDropped(points=list(numbers), reason=reason)
+        await self.tell("store", "point", "dropped", dropped, source)
+
+    async def tell_again(self, event: Event) -> None:
+        """Publish an event once more, as a new message: an outbox may, after the bus was away."""
+        bus = await self.bus(event.origin.split("-")[0])
+        await bus.publish(event.subject(), encode(event))
+
+    async def commit_again(self, point: RecoveryPoint, number: int) -> None:
+        event = Event(
+            id=f"again-{number}",
+            site="hq",
+            origin="store-store-1",
+            noun="point",
+            verb="committed",
+            source=point.source,
+            number=number,
+            time_ns=point.received_at_ns,
+            data=PointCommitted(point=point),
+        )
+        await self.tell_again(event)
+
     async def move(self, job: Job) -> None:
         await self.tell("agent", "job", job.state, JobChanged(job=job), job.source)
 
@@ -209,6 +273,7 @@ class World:
             "total": "SELECT * FROM source_total WHERE points > 0 ORDER BY source",
             "job": "SELECT * FROM job ORDER BY origin, job",
             "damage": "SELECT * FROM damage ORDER BY event",
+            "replica": "SELECT * FROM replica ORDER BY source, store",
             "offset": "SELECT * FROM event_offset ORDER BY 1, 2",
         }
         return {
@@ -242,6 +307,8 @@ async def postgres(postgres_server: Postgres) -> Postgres:
 async def world(site: SiteBus, postgres: Postgres, tmp_path: Path) -> AsyncIterator[World]:
     made = World(site, postgres)
     made.store = FakeStore(await made.bus("store"))
-    await made.store.bus.serve({"points": made.store.answer})
+    await made.store.bus.serve(
+        {"points": made.store.answer, "replicas": made.store.answer_replicas}
+    )
     yield made
     await made.close()

@@ -20,7 +20,7 @@ from strandline_contracts.queries import (
 )
 from support.waiting import until
 
-from .conftest import A, B, World, a_job, a_point, a_source
+from .conftest import A, B, World, a_job, a_point, a_replica, a_source
 
 
 async def a_history(world: World) -> None:
@@ -34,6 +34,7 @@ async def a_history(world: World) -> None:
     await world.commit(a_point(2, B))
     damage = DamageFound(chunk=1, segment=1, offset=0, reason="digest")
     await world.tell("store", "damage", "found", damage)
+    world.store.replicas = [a_replica(), a_replica(B, "database")]
 
 
 async def test_what_was_told_is_answered(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ import pytest_asyncio
 from strandline_catalog.database import Database
 from strandline_catalog.errors import BadMigration
 from strandline_catalog.migrate import SCHEMA, Migration, migrate, read_migrations
-from strandline_catalog.projection import SeenPoint
+from strandline_catalog.projection import Arrival, SeenPoint
 from strandline_catalog.queries import (
     JOBS,
     JOBS_OF,
@@ -24,8 +25,9 @@ from strandline_catalog.queries import (
     SOURCES,
     Queries,
 )
-from strandline_catalog.record import drop_points, put_points, put_sources
+from strandline_catalog.record import apply, begin_stream, drop_points, put_points, put_sources
 from strandline_contracts.codec import Message, encode
+from strandline_contracts.events import Data, Event, PointCommitted, PointsDropped
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.queries import PointAt, PointList, PointsOf, SourceList, Sources
 from strandline_runtime.bus import Handler, Request
@@ -50,7 +52,7 @@ async def database(postgres: Postgres) -> AsyncIterator[Database]:
 async def put(database: Database, *points: RecoveryPoint, seen_at_ns: int = 1) -> None:
     async with database.writing() as connection:
         seen = [SeenPoint("store-1", point) for point in points]
-        await put_points(connection, seen, seen_at_ns, listed=True)
+        await put_points(connection, seen, seen_at_ns, asked_at_ns=seen_at_ns)
 
 
 async def answer(handler: Handler, asked: Message, reply: type[Reply]) -> Reply:
@@ -153,15 +155,18 @@ async def test_a_point_written_after_the_store_was_asked_is_not_dropped(
 async def test_migrations_are_applied_once_and_a_changed_one_is_refused(
     database: Database,
 ) -> None:
+    next_number = len(read_migrations()) + 1
     more = [
         *read_migrations(),
-        Migration(2, "more", "c", "CREATE TABLE more (id int); INSERT INTO more VALUES (1)"),
+        Migration(
+            next_number, "more", "c", "CREATE TABLE more (id int); INSERT INTO more VALUES (1)"
+        ),
     ]
     async with database.connection() as connection:
-        assert await migrate(connection, more) == [2]
+        assert await migrate(connection, more) == [next_number]
         assert await migrate(connection, more) == []
         assert await connection.fetchval("SELECT count(*) FROM more") == 1
-        changed = [more[0], more[1]._replace(checksum="d")]
+        changed = [*more[:-1], more[-1]._replace(checksum="d")]
         with pytest.raises(BadMigration):
             await migrate(connection, changed)
         with pytest.raises(BadMigration):
@@ -173,7 +178,7 @@ async def test_a_migration_that_fails_leaves_nothing(
 ) -> None:
     broken = [
         *read_migrations(),
-        Migration(2, "bad", "c", "CREATE TABLE half (id int); SELECT 1/0"),
+        Migration(len(read_migrations()) + 1, "bad", "c", "CREATE TABLE half (id int); SELECT 1/0"),
     ]
     connection = await asyncpg.connect(postgres.dsn, server_settings={"search_path": SCHEMA})
     try:
@@ -195,3 +200,44 @@ async def test_catalogs_that_start_together_migrate_once(postgres: Postgres) -> 
         for task in running:
             task.cancel()
         await asyncio.wait(running)
+
+
+async def test_drops_and_commits_come_to_the_same_in_any_order_and_again(
+    database: Database,
+) -> None:
+    def event(number: int, verb: str, data: Data, time_ns: int) -> Event:
+        return Event(
+            id=f"e{number}",
+            site="hq",
+            origin="store-store-1",
+            noun="point",
+            verb=verb,
+            source=A,
+            number=number,
+            time_ns=time_ns,
+            data=data,
+        )
+
+    told = [
+        *(event(n, "committed", PointCommitted(point=a_point(n)), n * 1000) for n in range(1, 6)),
+        event(6, "dropped", PointsDropped(points=[1, 3], reason="retention"), 9_000),
+        event(7, "dropped", PointsDropped(points=[4], reason="deleted"), 9_500),
+    ]
+    sequence = 0
+    for seed in range(25):
+        shuffled = [*told, *random.Random(seed).sample(told, 4)]
+        random.Random(seed).shuffle(shuffled)
+        async with database.writing() as connection:
+            await connection.execute("TRUNCATE point, point_gone, event_offset, source_total")
+            await begin_stream(connection, "now", 1)
+        for first in range(0, len(shuffled), 3):
+            arrivals = []
+            for each in shuffled[first : first + 3]:
+                sequence += 1
+                arrivals.append(Arrival(sequence, each))
+            async with database.writing() as connection:
+                await apply(connection, arrivals, sequence, sequence)
+        async with database.connection() as connection:
+            rows = await connection.fetch("SELECT number FROM point ORDER BY number")
+        assert [row["number"] for row in rows] == [2, 5], f"seed {seed}"
+        assert await totals(database) == [(A, 2, 20)]

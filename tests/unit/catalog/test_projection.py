@@ -22,11 +22,16 @@ from strandline_catalog.projection import (
 from strandline_contracts.codec import encode
 from strandline_contracts.errors import BadMessage
 from strandline_contracts.events import (
+    ClockDoubted,
     DamageFound,
+    DamageRepaired,
     Data,
     Event,
     JobChanged,
     PointCommitted,
+    PointsDropped,
+    ReplicaDeleted,
+    ReplicaVerified,
     SourceChanged,
 )
 from strandline_contracts.jobs import ENDED, NEXT, Job, State
@@ -56,11 +61,20 @@ def job_event(state: State, number: int = 1, **changes: Any) -> Event:
 
 
 DAMAGE = DamageFound(chunk=1, segment=1, offset=0, reason="digest")
+VERIFIED = ReplicaVerified(chunks=1, read_bytes=1, damaged=0, began_at_ns=1)
+DROPPED = PointsDropped(points=[1], reason="retention")
 GOOD = [
     event("store-store-1", "point", "committed", PointCommitted(point=POINT)),
     job_event("running"),
     event("operator-1", "source", "protected", SourceChanged(source=THE_SOURCE)),
     event("store-store-1", "damage", "found", DAMAGE),
+    event("store-store-1", "damage", "repaired", DamageRepaired(chunk=1, by="agent-web-1")),
+    event("store-store-1", "point", "dropped", PointsDropped(points=[1, 2], reason="retention")),
+    event("store-store-1", "replica", "deleted", ReplicaDeleted(points=[3], due_at_ns=9)),
+    event("store-store-1", "replica", "undeleted", ReplicaDeleted()),
+    event("store-store-1", "replica", "purged", ReplicaDeleted()),
+    event("store-store-1", "replica", "verified", VERIFIED),
+    event("store-store-1", "clock", "doubted", ClockDoubted(reason="it jumped"), source="-"),
 ]
 BAD = [
     event("agent-web-1", "point", "committed", PointCommitted(point=POINT)),
@@ -69,6 +83,18 @@ BAD = [
     event("agent-web-1", "job", "durable", job_event("running").data),
     event("store-store-1", "point", "gone", PointCommitted(point=POINT)),
     event("agent-web-1", "damage", "found", DAMAGE),
+    event("store-store-1", "damage", "repaired", DAMAGE),
+    event("agent-web-1", "damage", "repaired", DamageRepaired(chunk=1, by="agent-web-1")),
+    event("agent-web-1", "point", "dropped", DROPPED),
+    event("store-store-1", "point", "committed", DROPPED),
+    event("store-store-1", "point", "dropped", DROPPED, source="-"),
+    event("store-store-1", "point", "dropped", PointsDropped(points=[0], reason="retention")),
+    event("store-store-1", "point", "dropped", PointsDropped(points=[2**63], reason="retention")),
+    event("agent-web-1", "replica", "purged", ReplicaDeleted()),
+    event("store-store-1", "replica", "gone", ReplicaDeleted()),
+    event("store-store-1", "replica", "deleted", VERIFIED),
+    event("store-store-1", "clock", "doubted", ClockDoubted()),
+    event("agent-web-1", "clock", "doubted", ClockDoubted(), source="-"),
     event("agent-web-1", "source", "protected", SourceChanged(source=THE_SOURCE)),
     event("store-store-1", "point", "committed", PointCommitted(point=POINT), source="other"),
     job_event("running", number=0),

@@ -44,6 +44,7 @@ class Catalog:
             self._database,
             now_ns=now_ns,
             reconcile=self._reconciler.look,
+            replicas_changed=self._reconciler.look_at,
             sources_changed=self._sources.look,
         )
         for part in (self._reconciler, self._sources, self._follower):

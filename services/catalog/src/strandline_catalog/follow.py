@@ -42,12 +42,14 @@ class Follower:
         *,
         now_ns: Callable[[], int],
         reconcile: Callable[[], None],
+        replicas_changed: Callable[[str], None],
         sources_changed: Callable[[], None],
     ) -> None:
         self._bus = bus
         self._database = database
         self._now_ns = now_ns
         self._reconcile = reconcile
+        self._replicas_changed = replicas_changed
         self._sources_changed = sources_changed
         self._turn = asyncio.Lock()
         self._caught_up = 0
@@ -189,6 +191,8 @@ class Follower:
     def _tell(self, found: Fold) -> None:
         for gap in found.gaps:
             self._log.warning("catalog.gap", **gap.teller._asdict(), reason=gap.reason)
+        for store in found.stores:
+            self._replicas_changed(store)
         if found.gaps:
             self._reconcile()
         if found.sources_changed:

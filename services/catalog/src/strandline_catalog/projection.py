@@ -6,15 +6,29 @@ when they came, and their numbers tell what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from strandline_contracts.errors import BadMessage, BadName
-from strandline_contracts.events import DamageFound, Event, JobChanged, PointCommitted, accept_event
+from strandline_contracts.events import (
+    ClockDoubted,
+    DamageFound,
+    DamageRepaired,
+    Event,
+    JobChanged,
+    PointCommitted,
+    PointsDropped,
+    ReplicaDeleted,
+    ReplicaVerified,
+    SourceChanged,
+    accept_event,
+)
 from strandline_contracts.jobs import ENDED, Job, State
 from strandline_contracts.names import token
 from strandline_contracts.points import RecoveryPoint
+from strandline_contracts.reading import ReplicaState
+from strandline_contracts.subjects import NO_SOURCE
 
 _BIGINT_END = 2**63
 _RANK: dict[State, int] = {"accepted": 0, "running": 1, "shipped": 2}
@@ -63,11 +77,25 @@ class SeenPoint(NamedTuple):
     point: RecoveryPoint
 
 
+class Gone(NamedTuple):
+    """A recovery point that a store has let go; number 0 stands for all that it had."""
+
+    source: str
+    store: str
+    number: int
+
+
 @dataclass(slots=True)
 class Fold:
-    """What a batch of events comes to."""
+    """What a batch of events comes to.
+
+    `gone` tells when each went, by the store's clock; `stores` are those whose replicas are in
+    another state than before: they are asked which.
+    """
 
     points: dict[tuple[str, int], SeenPoint] = field(default_factory=dict)
+    gone: dict[Gone, int] = field(default_factory=dict)
+    stores: set[str] = field(default_factory=set)
     jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
     damages: dict[str, Event] = field(default_factory=dict)
     numbers: dict[Teller, int] = field(default_factory=dict)
@@ -75,33 +103,62 @@ class Fold:
     sources_changed: bool = False
 
 
+class _Telling(NamedTuple):
+    """What an event must be: its noun, its verbs, and whether its origin may tell it."""
+
+    noun: str
+    verbs: tuple[str, ...]
+    allowed: bool
+    integers: list[int]
+
+
 def read_event(data: bytes, subject: str) -> Event:
     """Return the event that `data` holds if its origin may tell it, else raise BadMessage."""
     event = accept_event(data, subject)
-    role, _, instance = event.origin.partition("-")
-    told: tuple[str, str]
-    if isinstance(event.data, PointCommitted):
-        told = ("point", "committed")
-        allowed = role == "store" and event.data.point.source == event.source
-        integers = _integers_of_point(event.data.point)
-    elif isinstance(event.data, JobChanged):
-        job = event.data.job
-        told = ("job", job.state)
-        allowed = (job.role, job.instance) == (role, instance) and job.source == event.source
-        integers = [job.attempt, job.accepted_at_ns, job.updated_at_ns, job.scheduled_at_ns]
-        _check_token(job.job)
-    elif isinstance(event.data, DamageFound):
-        told = ("damage", "found")
-        allowed, integers = role == "store", [event.time_ns]
-        _check_token(event.id)
-    else:
-        told = ("source", event.verb)
-        allowed, integers = role == "operator" and event.data.source.id == event.source, []
-    if not allowed or (event.noun, event.verb) != told:
-        raise BadMessage(f"{event.origin} may not tell of {told[0]} {told[1]} on {subject}")
-    if event.number < 1 or not all(0 <= each < _BIGINT_END for each in (event.number, *integers)):
+    told = _telling(event)
+    if not told.allowed or event.noun != told.noun or event.verb not in told.verbs:
+        raise BadMessage(f"{event.origin} may not tell {type(event.data).__name__} on {subject}")
+    integers = (event.number, event.time_ns, *told.integers)
+    if event.number < 1 or not all(0 <= each < _BIGINT_END for each in integers):
         raise BadMessage(f"an event with a number out of range on {subject}")
     return event
+
+
+def _telling(event: Event) -> _Telling:
+    role, _, instance = event.origin.partition("-")
+    data = event.data
+    if isinstance(data, JobChanged):
+        job = data.job
+        _check_token(job.job)
+        allowed = (job.role, job.instance) == (role, instance) and job.source == event.source
+        integers = [job.attempt, job.accepted_at_ns, job.updated_at_ns, job.scheduled_at_ns]
+        return _Telling("job", (job.state,), allowed, integers)
+    if isinstance(data, SourceChanged):
+        allowed = role == "operator" and data.source.id == event.source
+        return _Telling("source", (event.verb,), allowed, [])
+    return _store_telling(event, is_store=role == "store")
+
+
+def _store_telling(event: Event, *, is_store: bool) -> _Telling:
+    data = event.data
+    if isinstance(data, ClockDoubted):
+        allowed = is_store and event.source == NO_SOURCE
+        return _Telling("clock", ("doubted", "trusted"), allowed, [])
+    is_store = is_store and event.source != NO_SOURCE
+    if isinstance(data, PointCommitted):
+        allowed = is_store and data.point.source == event.source
+        return _Telling("point", ("committed",), allowed, _integers_of_point(data.point))
+    if isinstance(data, PointsDropped):
+        # Number 0 is no recovery point: in `Gone` it stands for all of them.
+        allowed = is_store and all(number > 0 for number in data.points)
+        return _Telling("point", ("dropped",), allowed, data.points)
+    if isinstance(data, ReplicaDeleted):
+        return _Telling("replica", ("deleted", "undeleted", "purged"), is_store, data.points)
+    if isinstance(data, ReplicaVerified):
+        return _Telling("replica", ("verified",), is_store, [])
+    _check_token(event.id)
+    verb = "repaired" if isinstance(data, DamageRepaired) else "found"
+    return _Telling("damage", (verb,), is_store, [])
 
 
 def check_point(point: RecoveryPoint, source: str) -> RecoveryPoint:
@@ -111,6 +168,15 @@ def check_point(point: RecoveryPoint, source: str) -> RecoveryPoint:
     ):
         raise BadMessage(f"a point that is none of {source}")
     return point
+
+
+def check_replicas(replicas: Sequence[ReplicaState]) -> None:
+    """Raise BadMessage unless these are replicas as a store lists them: rising by source."""
+    sources = [replica.source for replica in replicas]
+    for source in sources:
+        _check_token(source)
+    if sources != sorted(set(sources)) or any("\0" in replica.name for replica in replicas):
+        raise BadMessage("replicas that do not rise, or names that cannot be")
 
 
 def standing(job: Job) -> Standing:
@@ -160,20 +226,33 @@ def gap_before(teller: Teller, last: int, number: int) -> Gap | None:
 
 def _put(found: Fold, event: Event) -> None:
     data = event.data
+    store = event.origin.removeprefix("store-")
     if isinstance(data, PointCommitted):
         key = (data.point.source, data.point.number)
         held = found.points.get(key)
         if held is None or held.point.received_at_ns < data.point.received_at_ns:
-            found.points[key] = SeenPoint(event.origin.removeprefix("store-"), data.point)
+            found.points[key] = SeenPoint(store, data.point)
     elif isinstance(data, JobChanged):
         job_key = (event.origin, data.job.job)
         known = found.jobs.get(job_key)
         if known is None or standing(known) < standing(data.job):
             found.jobs[job_key] = data.job
-    elif isinstance(data, DamageFound):
-        found.damages[event.id] = event
-    else:
+    elif isinstance(data, SourceChanged):
         found.sources_changed = True
+    elif isinstance(data, PointsDropped):
+        _put_gone(found, event, store, data.points)
+    elif not isinstance(data, ClockDoubted):
+        found.stores.add(store)
+        if isinstance(data, DamageFound | DamageRepaired):
+            found.damages[event.id] = event
+        elif isinstance(data, ReplicaDeleted) and event.verb == "purged":
+            _put_gone(found, event, store, data.points or [0])
+
+
+def _put_gone(found: Fold, event: Event, store: str, numbers: list[int]) -> None:
+    for number in numbers:
+        gone = Gone(event.source, store, number)
+        found.gone[gone] = max(event.time_ns, found.gone.get(gone, 0))
 
 
 def _integers_of_point(point: RecoveryPoint) -> list[int]:

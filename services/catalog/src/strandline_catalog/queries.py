@@ -28,6 +28,7 @@ from strandline_contracts.queries import (
     Sources,
     SourceState,
 )
+from strandline_contracts.reading import ReplicaState
 from strandline_runtime.bus import Handler, Request
 
 MAX_NAMES = 20_000
@@ -38,15 +39,26 @@ _ITEM_BYTES = 64
 _BIGINT_MAX = 2**63 - 1
 
 SOURCES = """
-    SELECT s.body AS source, t.points, t.stored_bytes, p.body AS newest, j.body AS last_job
-      FROM source AS s
+    SELECT s.source, s.store, s.replica, t.points, t.stored_bytes, p.body AS newest,
+           j.body AS last_job
+      FROM (SELECT s.id, s.name, s.store, s.body AS source, r.body AS replica
+              FROM source AS s LEFT JOIN replica AS r ON (r.source, r.store) = (s.id, s.store)
+             UNION ALL
+            SELECT * FROM (SELECT DISTINCT ON (r.source) r.source, r.name, r.store, NULL::bytea,
+                                  r.body
+                             FROM replica AS r
+                            WHERE NOT EXISTS (SELECT FROM source WHERE id = r.source)
+                            ORDER BY r.source, r.store) AS unassigned) AS s
       LEFT JOIN source_total AS t ON t.source = s.id
       LEFT JOIN LATERAL (SELECT body FROM point WHERE source = s.id
                           ORDER BY number DESC LIMIT 1) AS p ON true
       LEFT JOIN LATERAL (SELECT body FROM job WHERE source = s.id
                           ORDER BY accepted_at_ns DESC, job DESC LIMIT 1) AS j ON true
      WHERE ($1 = '' OR s.name = $1) AND s.name > $2
-     ORDER BY s.name, s.id LIMIT $3"""
+     ORDER BY s.name, s.source IS NULL, s.id LIMIT $3"""
+"""Those of the policies, then replicas that stores have and no policy knows: attached folders."""
+
+NAMES = "SELECT name FROM source UNION SELECT name FROM replica ORDER BY name LIMIT $1"
 
 POINTS = """
     SELECT body FROM point WHERE source = $1 AND number < $2 ORDER BY number DESC LIMIT $3"""
@@ -88,9 +100,7 @@ class Queries:
         async with self._database.connection() as connection:
             rows = await connection.fetch(SOURCES, asked.name, asked.after, MAX_SOURCES + 1)
             if asked.name and not rows:
-                names = await connection.fetch(
-                    "SELECT name FROM source ORDER BY name LIMIT $1", MAX_NAMES
-                )
+                names = await connection.fetch(NAMES, MAX_NAMES)
                 return SourceList(
                     sources=[], nearest=nearest(asked.name, (row["name"] for row in names))
                 )
@@ -137,11 +147,33 @@ def _size(row: Any) -> int:
 
 def _source_state(row: Any) -> SourceState:
     newest = decode(row["newest"], RecoveryPoint) if row["newest"] else None
+    replica = decode(row["replica"], ReplicaState) if row["replica"] else None
+    if row["source"]:
+        source = decode(row["source"], Source)
+    else:
+        assert replica is not None
+        source = unassigned(replica, row["store"])
     return SourceState(
-        source=decode(row["source"], Source),
+        source=source,
         points=row["points"] or 0,
         newest=newest,
         last_job=decode(row["last_job"], Job) if row["last_job"] else None,
         bytes=newest.totals.bytes if newest else 0,
         stored_bytes=row["stored_bytes"] or 0,
+        deleted=replica.deleted if replica else [],
+        due_at_ns=replica.due_at_ns if replica else 0,
+        damaged_chunks=replica.damaged_chunks if replica else 0,
+        verified_at_ns=replica.verified_at_ns if replica else 0,
+    )
+
+
+def unassigned(replica: ReplicaState, store: str) -> Source:
+    """Return the data source of a replica that no policy knows: it belongs to no server."""
+    return Source(
+        id=replica.source,
+        name=replica.name,
+        type="files",
+        server="",
+        store=store,
+        protected=False,
     )

@@ -9,10 +9,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strandline_catalog.projection import Arrival, Fold, Gap, SeenPoint, Teller, fold, standing
+from strandline_catalog.projection import (
+    Arrival,
+    Fold,
+    Gap,
+    SeenPoint,
+    Teller,
+    fold,
+    standing,
+)
 from strandline_contracts.codec import encode
 from strandline_contracts.jobs import Job
+from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.policy import Source
+from strandline_contracts.reading import ReplicaState
 from strandline_contracts.subjects import EVENTS
 
 _PUT_POINTS = """
@@ -20,14 +30,50 @@ _PUT_POINTS = """
                             digest, seen_at_ns, body)
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[],
                          $6::bigint[], $7::bytea[], $8::bigint[], $9::bytea[])
+               AS n (source, number, store, taken_at_ns, received_at_ns, stored_bytes, digest,
+                     seen_at_ns, body)
+     {only}
         ON CONFLICT (source, number) DO UPDATE
        SET store = excluded.store, taken_at_ns = excluded.taken_at_ns,
            received_at_ns = excluded.received_at_ns, stored_bytes = excluded.stored_bytes,
            digest = excluded.digest, seen_at_ns = excluded.seen_at_ns, body = excluded.body
-     WHERE """
-# What happened once may be told late; what the store lists now is so.
-_IF_TOLD = "p.received_at_ns < excluded.received_at_ns"
-_IF_LISTED = "(p.store, p.body) IS DISTINCT FROM (excluded.store, excluded.body)"
+     WHERE {if_newer}"""
+# What the store lists is so, but what has gone since it was asked. What happened once may be told
+# late: of a point that is no more.
+_PUT_LISTED = _PUT_POINTS.format(
+    only="""
+     WHERE NOT EXISTS (SELECT FROM point_gone AS g
+                        WHERE (g.source, g.store) = (n.source, n.store)
+                          AND g.number IN (0, n.number) AND g.gone_at_ns >= n.received_at_ns
+                          AND g.seen_at_ns >= $10)""",
+    if_newer="(p.store, p.body) IS DISTINCT FROM (excluded.store, excluded.body)",
+)
+_PUT_TOLD = _PUT_POINTS.format(
+    only="""
+     WHERE NOT EXISTS (SELECT FROM point_gone AS g
+                        WHERE (g.source, g.store) = (n.source, n.store)
+                          AND g.number IN (0, n.number) AND g.gone_at_ns >= n.received_at_ns)
+       AND NOT EXISTS (SELECT FROM point_listed AS l
+                        WHERE (l.source, l.store) = (n.source, n.store)
+                          AND l.number >= n.number AND l.received_at_ns >= n.received_at_ns
+                          AND NOT EXISTS (SELECT FROM point AS held
+                                           WHERE held.source = n.source
+                                             AND held.number = n.number))""",
+    if_newer="p.received_at_ns < excluded.received_at_ns",
+)
+
+_PUT_GONE = """
+    INSERT INTO point_gone AS g (source, store, number, gone_at_ns, seen_at_ns)
+    SELECT *, $5 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[])
+        ON CONFLICT (source, store, number) DO UPDATE
+       SET gone_at_ns = excluded.gone_at_ns, seen_at_ns = excluded.seen_at_ns
+     WHERE g.gone_at_ns < excluded.gone_at_ns"""
+_DROP_GONE = """
+    DELETE FROM point AS p
+     USING unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[])
+               AS g (source, store, number, gone_at_ns)
+     WHERE p.source = g.source AND p.store = g.store AND g.number IN (0, p.number)
+       AND p.received_at_ns <= g.gone_at_ns"""
 
 _PUT_JOBS = """
     INSERT INTO job AS j (origin, job, source, accepted_at_ns, ended, attempt, rank,
@@ -42,8 +88,8 @@ _PUT_JOBS = """
          < (excluded.ended, excluded.attempt, excluded.rank, excluded.updated_at_ns)"""
 
 _PUT_DAMAGES = """
-    INSERT INTO damage (event, origin, source, found_at_ns, body)
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bytea[])
+    INSERT INTO damage (event, origin, source, what, found_at_ns, body)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bytea[])
         ON CONFLICT DO NOTHING"""
 
 _PUT_NUMBERS = """
@@ -123,16 +169,17 @@ async def apply(connection: Any, arrivals: Sequence[Arrival], upto: int, now_ns:
     )
     numbers = {Teller(row["origin"], row["noun"], row["source"]): row["number"] for row in rows}
     found = fold(arrivals, held.sequence, numbers)
-    await put_points(connection, found.points.values(), now_ns, listed=False)
+    await put_points(connection, found.points.values(), now_ns)
+    await _put_gone(connection, found, now_ns)
     await _put_jobs(connection, found)
     await connection.execute(
         _PUT_DAMAGES,
         *_columns(
             (
-                (event.id, event.origin, event.source, event.time_ns, encode(event))
-                for event in found.damages.values()
+                (each.id, each.origin, each.source, each.verb, each.time_ns, encode(each))
+                for each in found.damages.values()
             ),
-            5,
+            6,
         ),
     )
     await connection.execute(
@@ -145,9 +192,12 @@ async def apply(connection: Any, arrivals: Sequence[Arrival], upto: int, now_ns:
 
 
 async def put_points(
-    connection: Any, points: Iterable[SeenPoint], now_ns: int, *, listed: bool
+    connection: Any, points: Iterable[SeenPoint], now_ns: int, *, asked_at_ns: int | None = None
 ) -> None:
-    """Write points; `listed` by their store now, and so right whatever was told before."""
+    """Write points that events tell of, or that their store has listed when asked at `asked_at_ns`.
+
+    What a store lists is right whatever was told before.
+    """
     rows = [
         (
             point.source,
@@ -163,8 +213,11 @@ async def put_points(
         for store, point in points
     ]
     if rows:
-        statement = _PUT_POINTS + (_IF_LISTED if listed else _IF_TOLD)
-        await connection.execute(statement, *_columns(rows, 9))
+        columns = _columns(rows, 9)
+        if asked_at_ns is None:
+            await connection.execute(_PUT_TOLD, *columns)
+        else:
+            await connection.execute(_PUT_LISTED, *columns, asked_at_ns)
 
 
 async def drop_points(
@@ -189,6 +242,50 @@ async def drop_points(
         upto,
         list(kept),
         asked_at_ns,
+    )
+
+
+async def note_listed(connection: Any, store: str, newest: RecoveryPoint, asked_at_ns: int) -> None:
+    """Note that `store` has listed every point of a source up to its newest.
+
+    Which of these are gone need not be remembered one by one any more.
+    """
+    await connection.execute(
+        """INSERT INTO point_listed VALUES ($1, $2, $3, $4)
+               ON CONFLICT (source, store) DO UPDATE
+              SET number = excluded.number, received_at_ns = excluded.received_at_ns""",
+        newest.source,
+        store,
+        newest.number,
+        newest.received_at_ns,
+    )
+    await connection.execute(
+        """DELETE FROM point_gone
+            WHERE source = $1 AND store = $2 AND number BETWEEN 1 AND $3 AND seen_at_ns < $4""",
+        newest.source,
+        store,
+        newest.number,
+        asked_at_ns,
+    )
+
+
+async def put_replicas(connection: Any, store: str, replicas: Sequence[ReplicaState]) -> None:
+    """Make the replicas of `store` those that it lists."""
+    sources = [replica.source for replica in replicas]
+    await connection.execute(
+        """INSERT INTO replica AS r (source, store, name, body)
+           SELECT source, $1, name, body
+             FROM unnest($2::text[], $3::text[], $4::bytea[]) AS n (source, name, body)
+               ON CONFLICT (source, store) DO UPDATE
+              SET name = excluded.name, body = excluded.body
+            WHERE r.body IS DISTINCT FROM excluded.body""",
+        store,
+        sources,
+        [replica.name for replica in replicas],
+        [encode(replica) for replica in replicas],
+    )
+    await connection.execute(
+        "DELETE FROM replica WHERE store = $1 AND NOT source = ANY ($2::text[])", store, sources
     )
 
 
@@ -224,6 +321,7 @@ async def prune(connection: Any, before_ns: int) -> None:
     await connection.execute("DELETE FROM job WHERE updated_at_ns < $1", before_ns)
     await connection.execute("DELETE FROM event_gap WHERE closed_at_ns < $1", before_ns)
     await connection.execute("DELETE FROM damage WHERE found_at_ns < $1", before_ns)
+    await connection.execute("DELETE FROM point_gone WHERE gone_at_ns < $1", before_ns)
 
 
 async def _put_jobs(connection: Any, found: Fold) -> None:
@@ -233,6 +331,13 @@ async def _put_jobs(connection: Any, found: Fold) -> None:
     rows = [row(origin, job) for (origin, _), job in found.jobs.items()]
     if rows:
         await connection.execute(_PUT_JOBS, *_columns(rows, 9))
+
+
+async def _put_gone(connection: Any, found: Fold, now_ns: int) -> None:
+    rows = [(*gone, at_ns) for gone, at_ns in found.gone.items()]
+    if rows:
+        await connection.execute(_PUT_GONE, *_columns(rows, 4), now_ns)
+        await connection.execute(_DROP_GONE, *_columns(rows, 4))
 
 
 async def _put_gaps(connection: Any, gaps: Sequence[Gap], now_ns: int) -> None:
