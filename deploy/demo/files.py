@@ -1,4 +1,5 @@
-"""`make demo`: protect a real folder, change it twice, restore all three states and compare.
+"""`make demo`: protect a real folder, change it twice, restore all three states and compare; then
+stop the stack and get a file back from the replica's folder with nothing of Strandline.
 
 Brings up a stack of its own in a temporary folder, and takes all of it away again. The comparison
 is rsync's: content by checksum, hard links, ACLs, xattrs, owners, modes and times.
@@ -6,6 +7,7 @@ is rsync's: content by checksum, hard links, ACLs, xattrs, owners, modes and tim
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import random
@@ -21,6 +23,7 @@ from typing import Any
 
 MIB = 1024 * 1024
 COMMAND = Path(sys.executable).parent / "strandline"
+SECOND_READER = Path(__file__).resolve().parents[2] / "reader" / "strandline_reader.py"
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,36 @@ class Demo:
         shutil.rmtree(target)
         return seconds, found
 
+    def read_without_strandline(self, mark: Mark, name: str) -> tuple[float, str]:
+        """Get a file of a recovery point back by the second reader, while the stack is down.
+
+        Return how long it took, and what is wrong.
+        """
+        source = self.strandline("points", "demo")["source"]
+        self.strandline("down")
+        replica = self.work / "state" / "store-1" / "store" / "replicas" / source
+        target = self.work / "read-without"
+        # Python tells on stderr what it imports.
+        argv = [sys.executable, "-X", "importtime", SECOND_READER, "restore", replica, name]
+        begin = time.monotonic()
+        done = subprocess.run(
+            [*argv, "--point", str(mark.number), "--to", target],
+            env={"PATH": os.environ.get("PATH", "")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.monotonic() - begin
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        ours = sorted(module for module in imported if module.startswith("strandline_"))
+        if done.returncode != 0:
+            told = [line for line in done.stderr.splitlines() if "import time:" not in line]
+            return seconds, "\n".join(told)
+        if ours or "blake3" not in imported:
+            return seconds, f"it imported {ours}"
+        same = filecmp.cmp(mark.reference / name, target / name, shallow=False)
+        return seconds, "" if same else f"{name} differs"
+
 
 def compare_sparse(kept: Path, restored: Path) -> str:
     """Return "" if the two sparse files have the same size, disk usage and middle."""
@@ -157,7 +190,12 @@ def play(demo: Demo) -> bool:
         verdict = "yes, byte for byte" if not found else f"NO:\n{found}"
         print(f"{mark.number:5}  {mark.story:48} {mark.seconds:6.1f} s "
               f"{mark.shipped_bytes / MIB:6.1f} MiB {seconds:9.1f} s  {verdict}")  # fmt: skip
-    return good
+    print(f"\nThe stack goes down; reader/{SECOND_READER.name} reads the replica's folder alone:")
+    seconds, wrong = demo.read_without_strandline(demo.marks[0], "disk.img")
+    verdict = f"NO:\n{wrong}" if wrong else "yes, byte for byte"
+    print(f"{demo.marks[0].number:5}  {'disk.img, with nothing of Strandline imported':48} "
+          f"{'':8} {'':10} {seconds:9.1f} s  {verdict}")  # fmt: skip
+    return good and not wrong
 
 
 def main() -> int:

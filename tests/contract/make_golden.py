@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def plain(value: object) -> object:
     """Return a value as JSON can hold it: bytes become {"hex": ...}."""
-    if isinstance(value, bytes):
+    if isinstance(value, (bytes, memoryview)):
         return {"hex": value.hex()}
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
@@ -33,7 +33,7 @@ def plain(value: object) -> object:
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     for name, message in MESSAGES.items():
-        fields = plain(msgspec.to_builtins(message, builtin_types=(bytes,)))
+        fields = plain(msgspec.to_builtins(message, builtin_types=(bytes, memoryview)))
         (GOLDEN / f"{name}.bin").write_bytes(encode(message))
         text = json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True)
         (GOLDEN / f"{name}.json").write_text(text + "\n", "utf-8")

@@ -22,6 +22,7 @@ from strandline_contracts.queries import SourceList, Sources, Status, StatusIs
 from strandline_contracts.shipping import accept_shipment
 from strandline_contracts.signing import sign
 from strandline_contracts.subjects import EVENTS, parse_command
+from strandline_runtime import lean
 from strandline_runtime.bus import Bus, Request
 from strandline_runtime.consume import Delivery, consume_each
 from support.examples import MESSAGES, SOURCE
@@ -77,14 +78,20 @@ async def test_a_request_with_a_foreign_reply_subject_gets_no_answer(
 
     await catalog.serve({"sources": sources})
     sent: list[str] = []
-    publish = catalog._nc.publish
+    publish, publish_parts = catalog._nc.publish, lean.publish_parts
 
     async def watched(subject: str, *args: Any, **kwargs: Any) -> None:
         sent.append(subject)
         await publish(subject, *args, **kwargs)
 
-    # What the responder really sends, wherever it would go.
+    async def watched_parts(client: Any, subject: str, *args: Any) -> None:
+        if client is catalog._nc:
+            sent.append(subject)
+        await publish_parts(client, subject, *args)
+
+    # What the responder really sends, wherever it would go: answers to calls, and to discovery.
     monkeypatch.setattr(catalog._nc, "publish", watched)
+    monkeypatch.setattr(lean, "publish_parts", watched_parts)
     raw = await thief("operator", "1")
     await raw.publish(f"{ROOT}.svc.catalog.1.sources.operator-1", encode(Sources()), reply=reply)
     await raw.publish(f"{ROOT}.svc.catalog.1.status.operator-1", encode(Status()), reply=reply)

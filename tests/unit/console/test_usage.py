@@ -31,6 +31,13 @@ def strandline(*args: str, state: Path) -> subprocess.CompletedProcess[str]:
         ["protect", "--name", "data"],
         ["protect", "/etc"],
         ["pionts", "data"],
+        ["delete", "data"],
+        ["delete", "data", "--point", "0", "--yes"],
+        ["hold", "data"],
+        ["retention", "gold", "--last", "-1"],
+        ["retention", "--last", "3"],
+        ["store", "atach", "/x"],
+        ["store", "attach"],
     ],
 )
 def test_wrong_use_is_2(args: list[str], tmp_path: Path) -> None:
@@ -54,6 +61,25 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
         shown = strandline(name, "--help", state=tmp_path)
         assert shown.returncode == 0
         assert f"strandline {name}" in shown.stdout.partition("Example")[2]
+    for name in ("list", "reindex", "compact", "clock", "attach"):
+        shown = strandline("store", name, "--help", state=tmp_path)
+        assert f"strandline store {name}" in shown.stdout.partition("Example")[2]
+
+
+@pytest.mark.parametrize(
+    "args", [["unprotect", "data", "--delete-replica"], ["delete", "data", "--point", "3"]]
+)
+def test_without_a_terminal_and_yes_nothing_is_deleted(args: list[str], tmp_path: Path) -> None:
+    ran = strandline(*args, "--json", state=tmp_path)
+    assert ran.returncode == 2
+    assert json.loads(ran.stdout)["error"]["code"] == "console.not_confirmed"
+    assert "--yes" in ran.stderr
+
+
+def test_a_length_of_time_that_cannot_be_read_is_2(tmp_path: Path) -> None:
+    ran = strandline("retention", "gold", "--log-window", "14", state=tmp_path)
+    assert ran.returncode == 2
+    assert "14d" in ran.stderr
 
 
 def test_nothing_up_is_1_and_says_what_to_do(tmp_path: Path) -> None:

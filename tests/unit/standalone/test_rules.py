@@ -18,6 +18,7 @@ from strandline_standalone.options import (
     Choice,
     NatsOptions,
     PostgresOptions,
+    StoreOptions,
     choose,
     free_port,
     keep,
@@ -25,7 +26,7 @@ from strandline_standalone.options import (
     read_options,
 )
 from strandline_standalone.restart import MAX_DELAY_S, RESET_AFTER_S, deaths_in_a_row, delay_s, why
-from strandline_standalone.services import service_units, to_toml
+from strandline_standalone.services import service_units, to_toml, write_configs
 
 
 def test_delays_double_up_to_a_limit() -> None:
@@ -124,7 +125,35 @@ def test_the_first_settings_file_says_only_defaults(tmp_path: Path) -> None:
     assert uncommented["nats"]["store_bytes"] == NatsOptions().store_bytes
     assert set(uncommented["postgres"]) == set(PostgresOptions.__struct_fields__)
     assert set(uncommented["nats"]) == set(NatsOptions.__struct_fields__)
+    assert set(uncommented["store"]) == set(StoreOptions.__struct_fields__)
     prepare(tmp_path / "state")
+
+
+def test_the_store_gets_its_settings_and_no_others(tmp_path: Path) -> None:
+    layout = prepare(tmp_path / "state")
+    layout.of("store-1").parent.mkdir(exist_ok=True)
+    for text, own in (
+        ("[store]\ndelete_delay_days = 0.5\nscrub_days = 7\n", {"delete_delay_days", "scrub_days"}),
+        ("[store]\nhousekeeping_every_s = 1\n", {"housekeeping_every_s"}),
+        ("", set()),
+    ):
+        layout.options.write_text(text)
+        write_configs(layout, read_options(layout.options), ["web-1"], "nats://127.0.0.1:4222")
+        written = tomllib.loads((layout.config / "store-1.toml").read_text())
+        agents = tomllib.loads((layout.config / "agent-web-1.toml").read_text())
+        assert written.keys() - agents.keys() == own
+    assert "delete_delay_days" not in (layout.config / "scheduler-1.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["delete_delay_days = -1", "scrub_days = 'x'", "housekeeping_every_s = 0", "delay_days = 7"],
+)
+def test_settings_that_cannot_be_are_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "strandline.toml"
+    path.write_text(f"[store]\n{text}\n")
+    with pytest.raises(BadStateFolder, match=text.split()[0]):
+        read_options(path)
 
 
 def test_a_foreign_folder_is_not_adopted(tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ _FIRST_OPTIONS = """\
 
 [store]
 # reserve_bytes = 268435456       # jobs fail while less is free on the store's disk
+# delete_delay_days = 7           # so long a delete or a shorter retention can be taken back
+# scrub_days = 30                 # all that is stored is read again and verified every so often
+# background_bytes_per_second = 67108864   # verifying and compacting read and write no faster
+# housekeeping_every_s = 60       # how often the store looks what is due
+# lease_s = 600                   # a reader may pause for so long; after a start nothing goes
 """
 
 

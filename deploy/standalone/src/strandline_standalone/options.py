@@ -25,10 +25,19 @@ class PostgresOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     bindir: str = ""
 
 
-class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """None: the store's own default."""
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Length = Annotated[float, msgspec.Meta(ge=0)]
 
-    reserve_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the store, by its own names. None: the store's own default."""
+
+    reserve_bytes: _Count | None = None
+    delete_delay_days: _Length | None = None
+    scrub_days: _Length | None = None
+    background_bytes_per_second: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    housekeeping_every_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    lease_s: _Length | None = None
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

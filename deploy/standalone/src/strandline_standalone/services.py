@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from strandline_contracts.names import Role
 from strandline_runtime.keys import make_credential, make_signing_seed, public_nkey
 from strandline_runtime.nats_conf import User, server_config
@@ -19,7 +21,7 @@ SCHEDULER = "scheduler-1"
 PROVISIONER = "standalone"
 OPERATOR = "local"
 
-Value = str | int | Sequence[str]
+Value = str | int | float | Sequence[str]
 
 
 class ServiceUnit(NamedTuple):
@@ -99,8 +101,9 @@ def write_configs(layout: Layout, options: Options, servers: Sequence[str], nats
         if unit.role == "agent":
             # Whatever is protected around it: a replica must not hold the replicas.
             own["own_state"] = [str(layout.root)]
-        if unit.role == "store" and options.store.reserve_bytes is not None:
-            own["reserve_bytes"] = options.store.reserve_bytes
+        if unit.role == "store":
+            asked = msgspec.structs.asdict(options.store)
+            own |= {key: value for key, value in asked.items() if value is not None}
         if unit.role != "catalog":
             _write(
                 layout,

@@ -122,7 +122,9 @@ class Stack:
             name="nats-server",
             argv=[str(binary), "-c", str(config)],
             # Go takes memory until its limit is near: a soft limit keeps a small bus small.
-            env=environment({"GOMEMLIMIT": "256MiB"}),
+            # Messages of a MiB make garbage fast. Collected at every doubling of a small heap,
+            # which is what Go does unasked, it takes a third of the server's time in a restore.
+            env=environment({"GOMEMLIMIT": "192MiB", "GOGC": "400"}),
             is_ready=ready,
         )
 

@@ -19,20 +19,29 @@ from strandline_console.state import VARIABLE, state_folder
 GROUP = "strandline.commands"
 """Entry points of this group add commands: functions with annotations as typer reads them. In a
 typer.Context's `obj` they find the state folder; the StrandlineErrors they raise are told here."""
-COMMANDS = (
-    "status",
-    "protect",
-    "unprotect",
-    "express-full",
-    "sync",
-    "check",
-    "verify",
-    "points",
-    "browse",
-    "restore",
-    "jobs",
-    "events",
-)
+_MAIN = "strandline_console.commands"
+_KEEPING = "strandline_console.keeping_commands"
+COMMANDS = {
+    "status": _MAIN,
+    "protect": _MAIN,
+    "unprotect": _KEEPING,
+    "express-full": _MAIN,
+    "sync": _MAIN,
+    "check": _MAIN,
+    "verify": _MAIN,
+    "points": _MAIN,
+    "browse": _MAIN,
+    "restore": _MAIN,
+    "retention": _KEEPING,
+    "hold": _KEEPING,
+    "release": _KEEPING,
+    "delete": _KEEPING,
+    "undelete": _KEEPING,
+    "store": "strandline_console.store_commands",
+    "jobs": _MAIN,
+    "events": _MAIN,
+}
+"""Where each command is: a function, or a typer.Typer that has commands of its own."""
 _FROM_STANDALONE = ("up", "down")
 
 
@@ -41,8 +50,11 @@ class LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in COMMANDS:
-            commands = importlib.import_module("strandline_console.commands")
-            return _as_command(cmd_name, getattr(commands, cmd_name.replace("-", "_")))
+            module = importlib.import_module(COMMANDS[cmd_name])
+            found = getattr(module, cmd_name.replace("-", "_"))
+            if isinstance(found, typer.Typer):
+                return typer.main.get_command(found)
+            return _as_command(cmd_name, found)
         for entry in entry_points(group=GROUP, name=cmd_name):
             return _as_command(cmd_name, entry.load())
         if cmd_name in _FROM_STANDALONE:

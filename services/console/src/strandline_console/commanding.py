@@ -227,6 +227,7 @@ async def _ask(site: Site, sent: Sent, watch: Watch) -> Job | None:
         return None
     now_s = time.monotonic()
     watch.heard_s = now_s
+    _tell_again(command, watch.job, answer.job)
     watch.job = answer.job
     if answer.job is None and now_s - watch.sent_again_s > SEND_AGAIN_S:
         # It was away when the command came, and did not know to look for it: same job, same id.
@@ -258,6 +259,14 @@ def _tell_silence(sent: Sent, watch: Watch) -> None:
     queued = f"the job stays queued until {time_text(command.not_after_ns)}"
     going = "the job goes on when it is back" if watch.job is not None else queued
     say(f"the {command.role} {command.instance} has not answered for {silent_s:.0f} s; {going}")
+
+
+def _tell_again(command: Command, before: Job | None, job: Job | None) -> None:
+    """Tell that an attempt has failed when another one has begun."""
+    if before is not None and job is not None and job.attempt > before.attempt >= 1:
+        _clear()
+        where = f"the log of the {command.role} {command.instance}"
+        say(f"attempt {before.attempt} did not succeed ({where} says why): trying again")
 
 
 def _show(watch: Watch) -> None:

@@ -1,30 +1,25 @@
-"""The commands that speak to a stack over the bus."""
+"""The commands that protect, show and restore."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
+from strandline_console.arguments import Json, Name, State, Wait, run
 from strandline_console.commanding import finish, run_now
 from strandline_console.documents import source_document
 from strandline_console.following import show_events, show_jobs
-from strandline_console.outcome import print_document, say
+from strandline_console.outcome import say
 from strandline_console.overview import show_status
 from strandline_console.points import show_points
 from strandline_console.protecting import protect as protect_source
-from strandline_console.protecting import unprotect as unprotect_source
 from strandline_console.reading import show_folder
 from strandline_console.restoring import send_restore
-from strandline_console.site import Site, with_site
+from strandline_console.site import Site
 
-State = Annotated[str, typer.Option("--state", metavar="DIR", help="State folder of the stack.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Return when it is durable, or has failed.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Go on with what comes.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A data source.")]
 At = Annotated[
     str,
     typer.Option(
@@ -33,11 +28,6 @@ At = Annotated[
         help="A number from `points`, or ISO 8601 (default: the newest).",
     ),
 ]
-
-
-def _run(state: str, work: Callable[[Site], Awaitable[int]]) -> None:
-    """Do `work` with a connected site, and end with the exit code that it returns."""
-    raise typer.Exit(with_site(state, work))
 
 
 def status(state: State = "", as_json: Json = False) -> None:
@@ -51,7 +41,7 @@ def status(state: State = "", as_json: Json = False) -> None:
     async def work(site: Site) -> int:
         return await show_status(site, as_json=as_json)
 
-    _run(state, work)
+    run(state, work)
 
 
 def protect(
@@ -89,26 +79,7 @@ def protect(
         extra = {"protected": source_document(source)}
         return await finish(site, sent, name, wait=wait, as_json=as_json, extra=extra)
 
-    _run(state, work)
-
-
-def unprotect(name: Name, state: State = "", as_json: Json = False) -> None:
-    """End the protection of a data source. Its replica stays and can be restored.
-
-    \b
-    Example:
-      strandline unprotect data
-    """
-
-    async def work(site: Site) -> int:
-        source = await unprotect_source(site, name)
-        if as_json:
-            print_document({"unprotected": source_document(source)})
-        else:
-            print(f"{name} is no longer protected; its recovery points stay")
-        return 0
-
-    _run(state, work)
+    run(state, work)
 
 
 def _run_now(verb: str, name: str, state: str, *, wait: bool, as_json: bool) -> None:
@@ -116,7 +87,7 @@ def _run_now(verb: str, name: str, state: str, *, wait: bool, as_json: bool) -> 
         sent = await run_now(site, await site.source(name), verb)
         return await finish(site, sent, name, wait=wait, as_json=as_json, extra={})
 
-    _run(state, work)
+    run(state, work)
 
 
 def express_full(name: Name, wait: Wait = False, state: State = "", as_json: Json = False) -> None:
@@ -180,7 +151,7 @@ def points(
     async def work(site: Site) -> int:
         return await show_points(site, name, limit, before, as_json=as_json)
 
-    _run(state, work)
+    run(state, work)
 
 
 def browse(
@@ -202,7 +173,7 @@ def browse(
     async def work(site: Site) -> int:
         return await show_folder(site, name, os.fsencode(path), at, as_json=as_json)
 
-    _run(state, work)
+    run(state, work)
 
 
 def jobs(
@@ -227,7 +198,7 @@ def jobs(
             site, name, limit, open_only=only_open, follow=follow, as_json=as_json
         )
 
-    _run(state, work)
+    run(state, work)
 
 
 def events(
@@ -249,7 +220,7 @@ def events(
     async def work(site: Site) -> int:
         return await show_events(site, name, limit, follow=follow, as_json=as_json)
 
-    _run(state, work)
+    run(state, work)
 
 
 def restore(
@@ -297,4 +268,4 @@ def restore(
             say("it runs on its own: strandline jobs --follow")
         return await finish(site, sent, name, wait=wait, as_json=as_json, extra=extra)
 
-    _run(state, work)
+    run(state, work)

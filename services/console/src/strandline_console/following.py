@@ -11,10 +11,15 @@ from strandline_console.site import Site
 from strandline_console.text import path_text, size_text, table, time_text
 from strandline_contracts.errors import BadMessage
 from strandline_contracts.events import (
+    ClockDoubted,
     DamageFound,
+    DamageRepaired,
     Event,
     JobChanged,
     PointCommitted,
+    PointsDropped,
+    ReplicaDeleted,
+    ReplicaVerified,
     SourceChanged,
     accept_event,
 )
@@ -26,6 +31,8 @@ from strandline_runtime.errors import RemoteRefused, Unreachable
 
 READ_EVERY_S = 5.0
 """How often a follower looks for itself, should a hint have been lost."""
+MAX_LISTED = 12
+"""So many recovery points are listed in one line."""
 
 
 async def show_jobs(
@@ -205,5 +212,37 @@ def _told(event: Event) -> str:
         return f"{job.verb.replace('_', ' ')} {job.job} on {job.instance}{why}"
     if isinstance(data, SourceChanged):
         return f"{data.source.server}: {', '.join(map(path_text, data.source.paths))}"
-    assert isinstance(data, DamageFound)
-    return f"segment {data.segment} at {data.offset}: {data.reason}; points {data.points}"
+    return _told_by_store(data)
+
+
+def _told_by_store(
+    data: DamageFound
+    | DamageRepaired
+    | PointsDropped
+    | ReplicaDeleted
+    | ReplicaVerified
+    | ClockDoubted,
+) -> str:
+    if isinstance(data, DamageFound):
+        return f"segment {data.segment} at {data.offset}: {data.reason}; points {data.points}"
+    if isinstance(data, DamageRepaired):
+        what = f"chunk {data.chunk}" if data.chunk else "a manifest"
+        return f"{what} by {data.by}; points {data.points}"
+    if isinstance(data, PointsDropped):
+        return f"{_points_text(data.points)} ({data.reason})"
+    if isinstance(data, ReplicaDeleted):
+        what = _points_text(data.points) if data.points else "the whole replica"
+        until = f", until {time_text(data.due_at_ns)}" if data.due_at_ns else ""
+        return f"{what}{until}" + (f", by {data.by}" if data.by else "")
+    if isinstance(data, ReplicaVerified):
+        return f"{data.chunks} chunks, {size_text(data.read_bytes)}; {data.damaged} damaged"
+    return data.reason
+
+
+def _points_text(points: list[int]) -> str:
+    """Return which recovery points, the first few of many by number."""
+    listed = ", ".join(map(str, points[:MAX_LISTED]))
+    more = len(points) - MAX_LISTED
+    return f"recovery point{'s' if len(points) > 1 else ''} {listed}" + (
+        f" and {more} more" if more > 0 else ""
+    )

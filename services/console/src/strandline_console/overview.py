@@ -13,12 +13,14 @@ from strandline_console.documents import (
     status_document,
 )
 from strandline_console.errors import DONE, FAILED
+from strandline_console.fate import Fate
 from strandline_console.outcome import print_document
 from strandline_console.points import points_after
+from strandline_console.replicas import known_replicas
 from strandline_console.site import Site, now_ns
 from strandline_console.text import ago_text, size_text, table
 from strandline_contracts.names import Role
-from strandline_contracts.policy import Source
+from strandline_contracts.policy import Hold, Source
 from strandline_contracts.queries import SourceList, Sources, SourceState, Status, StatusIs
 from strandline_runtime.errors import RemoteRefused, Unreachable
 
@@ -30,6 +32,7 @@ async def show_status(site: Site, *, as_json: bool) -> int:
     sources = await site.sources()
     services = await _services(site, sources)
     states, from_catalog = await _source_states(site, sources)
+    fates = await _fates(site, states, from_catalog=from_catalog)
     free_bytes = _free_bytes(site)
     all_ready = all(status is not None and status.ready for _, _, status in services)
     if as_json:
@@ -37,13 +40,13 @@ async def show_status(site: Site, *, as_json: bool) -> int:
             {
                 "ready": all_ready,
                 "services": [_service_document(*service) for service in services],
-                "sources": [_source_document(state) for state in states],
+                "sources": [_source_document(state, fates[state.source.id]) for state in states],
                 "sources_answered_by": "catalog" if from_catalog else "store",
                 "disk_free_bytes": free_bytes,
             }
         )
     else:
-        _print(services, states, free_bytes)
+        _print(services, states, fates, free_bytes)
     return DONE if all_ready else FAILED
 
 
@@ -90,6 +93,18 @@ async def _state_from_store(site: Site, source: Source) -> SourceState:
     return SourceState(source=source, points=len(points), newest=points[-1] if points else None)
 
 
+async def _fates(site: Site, states: list[SourceState], *, from_catalog: bool) -> dict[str, Fate]:
+    """Return by source what is held, deleted and damaged of it."""
+    held = {hold.source: hold.points for hold in await site.documents("hold", Hold)}
+    if from_catalog:
+        known = [Fate.of_state(held.get(state.source.id, []), state) for state in states]
+    else:
+        replicas = await known_replicas(site, site.settings.stores)
+        ids = [state.source.id for state in states]
+        known = [Fate.of_replica(held.get(one, []), replicas.get(one)) for one in ids]
+    return {state.source.id: fate for state, fate in zip(states, known, strict=True)}
+
+
 def _free_bytes(site: Site) -> int | None:
     """Return what is free on the state folder's disk, None when that is not on this host."""
     try:
@@ -105,7 +120,7 @@ def _service_document(role: str, instance: str, status: StatusIs | None) -> dict
     return {"role": role, "instance": instance, "ready": False, "answers": False}
 
 
-def _source_document(state: SourceState) -> dict[str, Any]:
+def _source_document(state: SourceState, fate: Fate) -> dict[str, Any]:
     return {
         **source_document(state.source),
         "points": state.points,
@@ -113,10 +128,18 @@ def _source_document(state: SourceState) -> dict[str, Any]:
         "last_job": job_document(state.last_job) if state.last_job is not None else None,
         "bytes": state.bytes,
         "stored_bytes": state.stored_bytes,
+        "held": list(fate.held),
+        "damaged_chunks": fate.damaged_chunks,
+        **fate.deleted_document(),
     }
 
 
-def _print(services: list[Service], states: list[SourceState], free_bytes: int | None) -> None:
+def _print(
+    services: list[Service],
+    states: list[SourceState],
+    fates: dict[str, Fate],
+    free_bytes: int | None,
+) -> None:
     rows = []
     for role, instance, status in services:
         if status is None:
@@ -131,6 +154,9 @@ def _print(services: list[Service], states: list[SourceState], free_bytes: int |
     if states:
         head = ["SOURCE", "SERVER", "GROUP", "POINTS", "NEWEST", "SIZE", "STORED", "LAST JOB"]
         print(table(head, [_row(state) for state in states], right="POINTS SIZE STORED"))
+        for state in states:
+            for remark in fates[state.source.id].remarks():
+                print(f"{state.source.name}: {remark}")
     else:
         print("Nothing is protected yet: strandline protect PATH --name NAME")
     if free_bytes is not None:

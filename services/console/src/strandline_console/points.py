@@ -6,8 +6,10 @@ from typing import Any
 
 from strandline_console.documents import point_document
 from strandline_console.errors import ConsoleError, NoSuchThing
+from strandline_console.fate import Fate
 from strandline_console.moment import At
 from strandline_console.outcome import print_document, say
+from strandline_console.replicas import fate_of
 from strandline_console.site import Site
 from strandline_console.text import size_text, table, time_text
 from strandline_contracts.points import RecoveryPoint
@@ -27,12 +29,15 @@ async def show_points(site: Site, name: str, limit: int, before: int, *, as_json
     """Print the recovery points of a data source, newest first."""
     source = await site.source(name)
     points, more, answered_by = await list_points(site, source, limit, before)
+    fate = await fate_of(site, source)
     if as_json:
         document: dict[str, Any] = {
             "name": name,
             "source": source.id,
             "answered_by": answered_by,
-            "points": [point_document(point) for point in points],
+            "points": [
+                {**point_document(point), **fate.document(point.number)} for point in points
+            ],
             "more": more,
         }
         print_document(document)
@@ -41,15 +46,20 @@ async def show_points(site: Site, name: str, limit: int, before: int, *, as_json
         print(f"{name} has no recovery points" + (f" before {before}" if before else " yet"))
         return 0
     head = ["POINT", "TAKEN", "STATE", "FILES", "SIZE", "CHANGED", "STORED", "KIND"]
-    print(table(head, [_row(point) for point in points], right="POINT FILES SIZE CHANGED STORED"))
+    print(
+        table(
+            head, [_row(point, fate) for point in points], right="POINT FILES SIZE CHANGED STORED"
+        )
+    )
     if more:
         print(f"older ones: strandline points {name} --before {points[-1].number}")
     return 0
 
 
-def _row(point: RecoveryPoint) -> list[str]:
+def _row(point: RecoveryPoint, fate: Fate) -> list[str]:
     totals = point.totals
     state = f"{point.consistency}, partial" if point.partial else point.consistency
+    state = ", ".join([state, *fate.words(point.number)])
     return [
         str(point.number),
         time_text(point.taken_at_ns),

@@ -33,9 +33,7 @@ from strandline_contracts.policy import (
     server_key,
 )
 from strandline_contracts.subjects import EVENTS
-from strandline_runtime.errors import BusError
 
-MAX_TRIES = 5
 DEFAULT_EXPRESS_FULL = "0 20 * * *"
 
 
@@ -99,8 +97,8 @@ async def change_assignment(
     site: Site, server: str, change: Callable[[list[Source]], list[Source]]
 ) -> None:
     """Write what `change` makes of the server's sources, again if somebody else was quicker."""
-    for _ in range(MAX_TRIES):
-        found, revision = await site.policy(server_key(server), Assignment)
+
+    def changed(found: Assignment | None) -> Assignment:
         sources = change(list(found.sources) if found is not None else [])
         if len(sources) > MAX_SOURCES_PER_SERVER:
             raise ConsoleError(
@@ -108,13 +106,9 @@ async def change_assignment(
                 hint="Protect several paths as one data source.",
             )
         number = found.revision + 1 if found is not None else 1
-        document = Assignment(server=server, revision=number, sources=sources)
-        if await _put(site, server_key(server), document, revision):
-            return
-    raise ConsoleError(
-        f"the policy of {server} was changed by others all the time",
-        hint="Try again.",
-    )
+        return Assignment(server=server, revision=number, sources=sources)
+
+    await site.change_policy(server_key(server), Assignment, changed)
 
 
 async def tell_changed(site: Site, source: Source) -> None:
@@ -150,7 +144,7 @@ async def _take_name(site: Site, name: str, server: str) -> NameEntry:
     )
     found, revision = await site.policy(name_key(name), NameEntry)
     if found is None:
-        if await _put(site, name_key(name), fresh, revision):
+        if await site.try_policy(name_key(name), fresh, revision):
             return fresh
         found, revision = await site.policy(name_key(name), NameEntry)
     if found is None:
@@ -175,20 +169,7 @@ async def _make_group(site: Site, group: str) -> None:
     found, revision = await site.policy(group_key(group), Group)
     if found is None:
         document = Group(name=group, express_full=[DEFAULT_EXPRESS_FULL], timezone=local_zone())
-        await _put(site, group_key(group), document, revision)
-
-
-async def _put(
-    site: Site, key: str, document: Assignment | Group | NameEntry, revision: int
-) -> bool:
-    """Write a policy document; False if somebody else has written one since `revision`."""
-    try:
-        await site.put_policy(key, document, revision)
-    except BusError as error:
-        if error.code == "bus.conflict":
-            return False
-        raise
-    return True
+        await site.try_policy(group_key(group), document, revision)
 
 
 def _with(sources: list[Source], changed: Source) -> list[Source]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from strandline_console.errors import NoSuchThing, WrongUse
+from strandline_console.errors import ConsoleError, NoSuchThing, WrongUse
 from strandline_console.nearest import nearest
 from strandline_console.state import VARIABLE, operator_config, state_folder
 from strandline_contracts.codec import Message, decode, encode
@@ -24,12 +24,24 @@ from strandline_contracts.subjects import POLICY_STREAM, policy_subject
 from strandline_runtime import logs
 from strandline_runtime.assignments import accept_assignment, trusted_keys
 from strandline_runtime.bus import Bus
+from strandline_runtime.errors import BusError
 from strandline_runtime.keys import read_signing_seed
 from strandline_runtime.settings import CONFIG_VARIABLE, Settings, load
 
 CONNECT_WAIT_S = 10.0
 
+MAX_TRIES = 5
+
 T = TypeVar("T")
+D = TypeVar("D", bound=Message)
+
+
+class PolicyBusy(ConsoleError):
+    """Others wrote the same policy document each time that this command tried to."""
+
+    code = "console.policy_busy"
+    hint = "Try again."
+    retryable = True
 
 
 class OperatorSettings(Settings, frozen=True, kw_only=True):
@@ -90,6 +102,37 @@ class Site:
             self.signed(document, "policy"),
             headers={"Nats-Expected-Last-Subject-Sequence": str(revision)},
         )
+
+    async def change_policy(self, key: str, kind: type[D], change: Callable[[D | None], D]) -> D:
+        """Write what `change` makes of a document (None: none), again if others were quicker.
+
+        Returns what was written, or found when that is the same. Raises PolicyBusy, BusError.
+        """
+        for _ in range(MAX_TRIES):
+            found, revision = await self.policy(key, kind)
+            document = change(found)
+            if document == found or await self.try_policy(key, document, revision):
+                return document
+        raise PolicyBusy(f"the policy {key} was changed by others all the time")
+
+    async def try_policy(self, key: str, document: Message, revision: int) -> bool:
+        """Write a policy document; False if somebody else has written one since `revision`."""
+        try:
+            await self.put_policy(key, document, revision)
+        except BusError as error:
+            if error.code == "bus.conflict":
+                return False
+            raise
+        return True
+
+    async def documents(self, prefix: str, kind: type[T]) -> list[T]:
+        """Return all signed documents whose keys begin with `prefix` and a dot."""
+        subject = policy_subject(f"{prefix}.*")
+        return [
+            self._verified(stored.data, kind)
+            async for stored in self.bus.snapshot(POLICY_STREAM, subject)
+            if stored.data
+        ]
 
     async def assignments(self) -> list[Assignment]:
         """Return the assignments of all servers."""
