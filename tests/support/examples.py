@@ -90,6 +90,12 @@ THE_SOURCE = policy.Source(
     excludes=["*.tmp"],
     protected=False,
 )
+RETENTION = policy.Retention(
+    last=8, days=14, hourly=24, daily=7, weekly=4, monthly=12, yearly=10, log_window_s=86400
+)
+REPLICA = reading.ReplicaState(
+    SOURCE, "Büro", "files", 2, 3, 8192, 4096, 1, "a check is due", T, [1, 0], T + 60
+)
 
 
 def command(args: commands.Args) -> commands.Command:
@@ -135,6 +141,10 @@ MESSAGES: dict[str, Message] = {
     "command-sync": command(commands.Sync()),
     "command-check": command(commands.Check()),
     "command-verify": command(commands.Verify()),
+    "command-delete": command(commands.Delete(points=[1, 3])),
+    "command-undelete": command(commands.Undelete(points=[3])),
+    "command-reindex": command(commands.Reindex()),
+    "command-compact": command(commands.Compact()),
     "command-cancel": command(commands.Cancel(target=JOB)),
     "command-assign": command(commands.Assign()),
     "command-restore": command(RESTORE),
@@ -159,6 +169,25 @@ MESSAGES: dict[str, Message] = {
             chunk=9, segment=2, offset=4096, reason="digest", points=[1, 2], files=[b"a\xff"]
         ),
     ),
+    "event-damage_repaired": event(
+        "damage", "repaired", events.DamageRepaired(chunk=9, by="agent-web-1", points=[1, 2])
+    ),
+    "event-points_dropped": event(
+        "point", "dropped", events.PointsDropped(points=[1, 3], reason="retention")
+    ),
+    "event-replica_deleted": event(
+        "replica",
+        "deleted",
+        events.ReplicaDeleted(points=[1, 3], due_at_ns=T + 60, by="operator-1"),
+    ),
+    "event-replica_verified": event(
+        "replica",
+        "verified",
+        events.ReplicaVerified(chunks=9, read_bytes=1 << 20, damaged=1, began_at_ns=T),
+    ),
+    "event-clock_doubted": event(
+        "clock", "doubted", events.ClockDoubted(reason="it stands an hour back")
+    ),
     "get_job": jobs.GetJob(job=JOB),
     "got_job": jobs.GotJob(job=THE_JOB),
     "progress": jobs.Progress(
@@ -166,7 +195,14 @@ MESSAGES: dict[str, Message] = {
     ),
     "assignment": policy.Assignment(server="web-1", revision=3, sources=[THE_SOURCE]),
     "group": policy.Group(
-        name="gold", sync_every_s=900, express_full=["0 20 * * *"], timezone="Europe/Berlin"
+        name="gold",
+        sync_every_s=900,
+        express_full=["0 20 * * *"],
+        timezone="Europe/Berlin",
+        retention=RETENTION,
+    ),
+    "hold": policy.Hold(
+        source=SOURCE, points=[2, 5], reason="audit", held_at_ns=T, by="operator-1"
     ),
     "name": policy.NameEntry(name="Büro", source=SOURCE, server="web-1", store="store-1"),
     "refused": queries.Refused(code="a.b", message="no", hint="do", retryable=True),
@@ -180,6 +216,10 @@ MESSAGES: dict[str, Message] = {
                 last_job=THE_JOB,
                 bytes=5,
                 stored_bytes=4,
+                deleted=[1, 0],
+                due_at_ns=T + 60,
+                damaged_chunks=3,
+                verified_at_ns=T - 60,
             )
         ],
         nearest=["Buero"],
@@ -200,6 +240,8 @@ MESSAGES: dict[str, Message] = {
     ),
     "points": reading.Points(source=SOURCE, after=1, limit=9, grant=b"g"),
     "point_page": reading.PointPage(points=[POINT], more=True),
+    "replicas": reading.Replicas(after=SOURCE),
+    "replica_page": reading.ReplicaPage(replicas=[REPLICA], more=True),
     "resolve": reading.Resolve(source=SOURCE, point=2, paths=[b"a/b"], grant=b"g"),
     "resolved": reading.Resolved(inodes=[INODE, None, LINK]),
     "list": reading.List(source=SOURCE, point=2, folders=[1, 5], after=b"m", grant=b"g"),
@@ -224,7 +266,9 @@ MESSAGES: dict[str, Message] = {
         parent=1,
         parent_digest=b"\x01" * 32,
     ),
-    "opened": shipping.Opened(credit_bytes=1 << 25, credit_batches=32, holds=True, point=POINT),
+    "opened": shipping.Opened(
+        credit_bytes=1 << 25, credit_batches=32, holds=True, point=POINT, damaged=True
+    ),
     "mismatch": shipping.Mismatch(newest=POINT),
     "want": shipping.Want(source=SOURCE, job=JOB, attempt=2, digests=[b"d" * 32]),
     "wanted": shipping.Wanted(missing=[0, 3]),
@@ -259,5 +303,14 @@ MESSAGES: dict[str, Message] = {
     "waited": shipping.Waited(
         state="failed", durable=3, point=POINT, code="c", error="e", hint="h", retryable=True
     ),
+    "lost_chunks": shipping.LostChunks(source=SOURCE, after=8),
+    "lost_page": shipping.LostPage(
+        chunks=[shipping.LostChunk(9, b"d" * 32, 8192, [(7, 0, 1, 0), (8, 4, 1, 1)])], more=True
+    ),
+    "mend": shipping.Mend(
+        source=SOURCE,
+        chunks=[shipping.Chunk(b"d" * 32, 4096, points.CODEC_RAW, memoryview(b"\x00\x01"))],
+    ),
+    "mended": shipping.Mended(chunks=[9]),
     "abort": shipping.Abort(source=SOURCE, job=JOB, attempt=2, reason="cancelled"),
 }

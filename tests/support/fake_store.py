@@ -46,6 +46,11 @@ from strandline_contracts.shipping import (
     Abort,
     Batch,
     End,
+    LostChunk,
+    LostChunks,
+    LostPage,
+    Mend,
+    Mended,
     Mismatch,
     Open,
     Opened,
@@ -121,7 +126,8 @@ class FakeStore:
 
     `states[n]` is recovery point n, `points` their records. `shipped` counts plain bytes that came
     with data. Faults: `drop` lets so many publishes vanish, `full` refuses so many, `lose_commit`
-    makes the agent never hear of a commit, `damaged` are chunks served with wrong bytes.
+    makes the agent never hear of a commit, `damaged` are chunks served with wrong bytes and asked
+    for by `lost_chunks`; `mended` came back.
     """
 
     max_payload_bytes = 1024 * 1024 - 64 * 1024
@@ -140,6 +146,7 @@ class FakeStore:
         self.full = 0
         self.lose_commit = False
         self.damaged: set[int] = set()
+        self.mended: list[int] = []
         self.credit_batches = 16
         self.fail_calls: dict[str, int] = {}
         self.moved = asyncio.Event()
@@ -266,8 +273,46 @@ class FakeStore:
                 other.failed = other.failed or "fenced"
         self.jobs[request.job] = OpenJob(request)
         return Opened(
-            credit_bytes=8 << 20, credit_batches=self.credit_batches, holds=bool(self.chunks)
+            credit_bytes=8 << 20,
+            credit_batches=self.credit_batches,
+            holds=bool(self.chunks),
+            damaged=bool(self._lost()),
         )
+
+    def _lost(self) -> dict[int, list[tuple[int, int, int, int]]]:
+        """Return the pieces of each damaged chunk that the newest point needs."""
+        found: dict[int, list[tuple[int, int, int, int]]] = {}
+        for file, held in self.states[len(self.points)].blocks.items():
+            for block, where in sorted(held.items()):
+                if where != ZERO and where[0] in self.damaged:
+                    found.setdefault(where[0], []).append((file, block, 1, where[1]))
+        return found
+
+    async def on_lost_chunks(self, request: LostChunks, page_chunks: int = 3) -> Message:
+        left = [(number, pieces) for number, pieces in sorted(self._lost().items())]
+        left = [each for each in left if each[0] > request.after]
+        return LostPage(
+            chunks=[
+                LostChunk(number, self.chunks[number][0], len(self.chunks[number][1]), pieces)
+                for number, pieces in left[:page_chunks]
+            ],
+            more=len(left) > page_chunks,
+        )
+
+    async def on_mend(self, request: Mend) -> Message:
+        assert len(encode(request)) <= self.max_payload_bytes
+        mended = []
+        for chunk in request.chunks:
+            assert chunk.data is not None
+            stored = bytes(chunk.data)
+            plain = zstd.decompress(stored) if chunk.codec == CODEC_ZSTD else stored
+            assert blake3(plain).digest() == chunk.digest
+            number = self.by_digest[chunk.digest]
+            if number in self.damaged:
+                self.damaged.remove(number)
+                mended.append(number)
+        self.mended += mended
+        return Mended(chunks=mended)
 
     async def on_want(self, request: Want) -> Message:
         missing = [at for at, d in enumerate(request.digests) if d not in self.by_digest]
@@ -361,7 +406,11 @@ class FakeStore:
         digests = b""
         holes: list[tuple[int, int]] = []
         for block in range(request.start, request.start + blocks):
-            plain = self.block(held.get(block))
+            where = held.get(block)
+            if where not in (None, ZERO) and where[0] in self.damaged:
+                digests += bytes(BLOCK_DIGEST_BYTES)
+                continue
+            plain = self.block(where)
             if block not in held:
                 holes.append((block, 1))
             digests += blake3(plain).digest(length=BLOCK_DIGEST_BYTES)

@@ -23,6 +23,7 @@ class KilledSource:
         self.most_bytes = most_bytes
         self.data = stack.work / "data"
         self.kept: list[int] = []
+        self._deleted: list[int] = []
         for number in range(files):
             path = self.data / f"folder-{number % 5}" / f"{number}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +55,19 @@ class KilledSource:
         return self.stack.work / f"kept-{point}"
 
     def forget_oldest(self, keep: int) -> None:
-        """Drop copies but those of the newest points, for the disk's sake."""
-        while len(self.kept) > keep:
-            subprocess.run(["rm", "-rf", self._copy(self.kept.pop(0))], check=True)
+        """Drop copies but those of the newest points, for the disk's sake.
+
+        A point that was deleted counts among the newest, as it may for the store.
+        """
+        oldest = max([*self.kept, *self._deleted]) - keep
+        for point in [point for point in self.kept if point <= oldest]:
+            self.deleted(point)
+
+    def deleted(self, point: int) -> None:
+        """Drop the copy of a recovery point, which need not be there any more."""
+        self.kept.remove(point)
+        self._deleted.append(point)
+        subprocess.run(["rm", "-rf", self._copy(point)], check=True)
 
     def compare(self, point: int) -> None:
         """Restore a recovery point and compare it with its copy."""
@@ -90,5 +101,19 @@ class KilledSource:
         self.kill(victim)
         output, errors = job.communicate(timeout=120)
         assert job.returncode == 0, f"{victim}: {output}\n{errors}"
+        until(lambda: self.stack.run("status").returncode == 0, "all services are back")
+        return amid
+
+    def killed_during(self, victim: str, *argv: str | Path, delay_s: float) -> bool:
+        """Run a command to the store that must succeed, and kill `victim` meanwhile.
+
+        Returns whether the command was still at work then.
+        """
+        job = self.stack.start(*argv)
+        time.sleep(delay_s)
+        amid = job.poll() is None
+        self.kill(victim)
+        output, errors = job.communicate(timeout=120)
+        assert job.returncode == 0, f"{argv}, {victim}: {output}\n{errors}"
         until(lambda: self.stack.run("status").returncode == 0, "all services are back")
         return amid

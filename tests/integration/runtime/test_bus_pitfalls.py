@@ -13,9 +13,10 @@ import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
 
+from strandline_contracts.codec import decode, encode
 from strandline_contracts.queries import SourceList, Sources, Status, StatusIs
 from strandline_contracts.streams import StreamLimits
-from strandline_runtime.bus import PAYLOAD_RESERVE_BYTES, Bus, Request
+from strandline_runtime.bus import PAYLOAD_RESERVE_BYTES, Bus, Encoded, Request
 from strandline_runtime.consume import Delivery, consume
 from strandline_runtime.errors import BusError, RemoteRefused, Unreachable
 from support.nats import NatsServer, SiteBus
@@ -294,6 +295,32 @@ async def test_errors_of_a_handler_reach_the_caller(connect: Connect) -> None:
     assert caught.value.code == "bus.too_large"
     with pytest.raises(Unreachable):
         await operator.call("catalog", "1", "nothing", Sources(), SourceList)
+    assert catalog.connected
+
+
+async def test_answers_in_parts_arrive_whole_however_many_wait(connect: Connect) -> None:
+    catalog, operator = await connect("catalog"), await connect("operator")
+
+    async def parts(request: Request) -> Encoded:
+        name = decode(request.data, Sources).name
+        data = encode(SourceList(sources=[], nearest=[name * 100_000]))
+        return Encoded([data[:9], memoryview(data)[9:700_000], data[700_000:]])
+
+    async def huge(request: Request) -> Encoded:
+        return Encoded([bytes(700_000), bytes(700_000)])
+
+    await catalog.serve({"parts": parts, "huge": huge})
+    names = [f"n{number:08}" for number in range(30)]
+    answers = await asyncio.gather(
+        *(
+            operator.call("catalog", "1", "parts", Sources(name=name), SourceList, timeout_s=20)
+            for name in names
+        )
+    )
+    assert [answer.nearest[0] for answer in answers] == [name * 100_000 for name in names]
+    with pytest.raises(RemoteRefused) as caught:
+        await operator.call("catalog", "1", "huge", Sources(), SourceList)
+    assert caught.value.code == "bus.too_large"
     assert catalog.connected
 
 
