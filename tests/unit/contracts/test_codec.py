@@ -58,6 +58,13 @@ def test_any_message_survives_the_wire(kind: type[Message], data: st.DataObject)
     assert decode(msgpack.packb(independent), kind) == message
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("data", [b"\x80", b"\x81\xa1m\xa0"])
+def test_a_map_without_its_tag_is_a_bad_message(kind: type[Message], data: bytes) -> None:
+    with pytest.raises(BadMessage):
+        decode(data, kind)
+
+
 @given(st.binary(max_size=200), st.sampled_from(KINDS))
 def test_rubbish_is_a_bad_message(data: bytes, kind: type[Message]) -> None:
     with pytest.raises(BadMessage):

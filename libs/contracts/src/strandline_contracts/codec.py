@@ -29,6 +29,15 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One of many in a message: an array on the wire, without a tag."""
 
 
+class _NoMessage(msgspec.Struct, tag_field="m", tag=""):
+    """Beside it a message must name its tag: msgspec asks for one only where there is a choice."""
+
+
+def _decoder_of(kind: type[T]) -> msgspec.msgpack.Decoder[object]:
+    is_message = isinstance(kind, type) and issubclass(kind, Message)
+    return msgspec.msgpack.Decoder(kind | _NoMessage if is_message else kind)
+
+
 def encode(message: msgspec.Struct) -> bytes:
     """Return the MessagePack bytes of `message`."""
     return _encoder.encode(message)
@@ -40,9 +49,12 @@ def decode(data: bytes | bytearray | memoryview, kind: type[T]) -> T:
         raise BadMessage(f"{len(data)} bytes are more than a message may have")
     decoder = _decoders.get(kind)
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+        decoder = _decoders[kind] = _decoder_of(kind)
     try:
-        return decoder.decode(data)  # type: ignore[return-value]
+        found = decoder.decode(data)
+        if isinstance(found, _NoMessage):
+            raise msgspec.ValidationError("no message has this tag")
+        return found  # type: ignore[return-value]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         name = getattr(kind, "__name__", str(kind))
         raise BadMessage(f"not a valid {name}: {error}") from error
