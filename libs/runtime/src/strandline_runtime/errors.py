@@ -16,7 +16,7 @@ class SettingsError(RuntimeFault):
     """A setting that is missing, unknown, or of the wrong kind; the message names it."""
 
     code = "settings.bad"
-    hint = "See the settings in docs/settings.md."
+    hint = "See the settings in docs/standalone.md."
 
 
 class KeyFileError(RuntimeFault):
