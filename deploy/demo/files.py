@@ -23,7 +23,6 @@ from typing import Any
 
 MIB = 1024 * 1024
 COMMAND = Path(sys.executable).parent / "strandline"
-SECOND_READER = Path(__file__).resolve().parents[2] / "reader" / "strandline_reader.py"
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,11 @@ class Demo:
         """
         source = self.strandline("points", "demo")["source"]
         self.strandline("down")
-        replica = self.work / "state" / "store-1" / "store" / "replicas" / source
+        store = self.work / "state" / "store-1" / "store"
         target = self.work / "read-without"
         # Python tells on stderr what it imports.
-        argv = [sys.executable, "-X", "importtime", SECOND_READER, "restore", replica, name]
+        argv = [sys.executable, "-X", "importtime", store / "strandline_reader.py"]
+        argv += ["restore", store / "replicas" / source, name]
         begin = time.monotonic()
         done = subprocess.run(
             [*argv, "--point", str(mark.number), "--to", target],
@@ -190,7 +190,7 @@ def play(demo: Demo) -> bool:
         verdict = "yes, byte for byte" if not found else f"NO:\n{found}"
         print(f"{mark.number:5}  {mark.story:48} {mark.seconds:6.1f} s "
               f"{mark.shipped_bytes / MIB:6.1f} MiB {seconds:9.1f} s  {verdict}")  # fmt: skip
-    print(f"\nThe stack goes down; reader/{SECOND_READER.name} reads the replica's folder alone:")
+    print("\nThe stack goes down; strandline_reader.py, beside the replica, reads it alone:")
     seconds, wrong = demo.read_without_strandline(demo.marks[0], "disk.img")
     verdict = f"NO:\n{wrong}" if wrong else "yes, byte for byte"
     print(f"{demo.marks[0].number:5}  {'disk.img, with nothing of Strandline imported':48} "

@@ -36,11 +36,11 @@ from strandline_contracts.points import (
     Extent,
     Name,
 )
-from strandline_replica_store import tree
-from strandline_replica_store.chunk_check import check_chunk, plain_of
-from strandline_replica_store.compact import compact
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.replica import Replica
+from strandline_replica_store.compaction.compact import compact
+from strandline_replica_store.files.chunk_check import check_chunk, plain_of
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica import tree
+from strandline_replica_store.replica.replica import Replica
 from support.replicas import (
     IDENTITY,
     SERVER,

@@ -26,8 +26,8 @@ import msgspec
 from blake3 import blake3
 
 from strandline_contracts.points import BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES, Extent, Name
-from strandline_replica_store import verify
-from strandline_replica_store.reader import Reader
+from strandline_replica_store.checking import verify
+from strandline_replica_store.reading.reader import Reader
 from support.replicas import IDENTITY, SERVER, batch, chunk, end_of, inode, new_replica, open_of
 
 CHUNKS_IN_BATCH = 12

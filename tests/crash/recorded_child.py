@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from strandline_replica_store import durable
+from strandline_replica_store.files import durable
 from support.workload import Workload
 
 

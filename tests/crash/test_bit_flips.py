@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import pytest
 
-from strandline_replica_store import checked_json
-from strandline_replica_store.clock_guard import Mark
 from strandline_replica_store.errors import Damaged
-from strandline_replica_store.store import Store
+from strandline_replica_store.files import checked_json
+from strandline_replica_store.forgetting.clock_guard import Mark
+from strandline_replica_store.store.store import Store
 from support.replicas import IDENTITY, SOURCE
 from support.source_model import Shipment
 from support.store_files import Place, as_text, examine, places

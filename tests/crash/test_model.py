@@ -26,9 +26,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.errors import Aborted, BadDelta, Fenced, Full, StoreError
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.verify import verify
+from strandline_replica_store.reading.reader import Reader
 from support.replicas import SERVER, open_of
 from support.source_model import Shipment, Tree, shipment, state_of
 from support.workload import Workload, open_again, read_points

@@ -24,7 +24,7 @@ import msgspec
 import pytest
 from blake3 import blake3
 
-from strandline_replica_store.rules import OpenVerdict
+from strandline_replica_store.replica.rules import OpenVerdict
 from support.recorded_disk import Disk, Image, calls, record, said, write_image
 from support.replicas import SERVER, batch, end_of, inode, open_of
 from support.source_model import Shipment

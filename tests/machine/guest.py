@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from machine.source import Source, job_of
-from strandline_replica_store import durable
-from strandline_replica_store.compact import compact
+from strandline_replica_store.compaction.compact import compact
 from strandline_replica_store.errors import Aborted
-from strandline_replica_store.leases import LEASE_S, Leases
+from strandline_replica_store.files import durable
+from strandline_replica_store.store.leases import LEASE_S, Leases
 from support.workload import Workload
 
 FOLDER = Path("/vault/replica")

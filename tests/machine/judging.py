@@ -17,8 +17,8 @@ from typing import Any
 import apsw
 
 from machine.source import Restored, Source, digest_of
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.verify import verify
+from strandline_replica_store.checking.verify import verify
+from strandline_replica_store.reading.reader import Reader
 from support.source_model import state_of
 from support.workload import Found, Promises, look, open_again
 

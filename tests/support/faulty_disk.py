@@ -13,7 +13,8 @@ from unittest.mock import patch
 
 import apsw
 
-from strandline_replica_store import durable, index
+from strandline_replica_store.files import durable
+from strandline_replica_store.replica import index
 
 AT_RANDOM = 40
 """One call in so many fails."""

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from strandline_contracts.codec import decode
 from strandline_contracts.points import EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO, Extent, Inode, Name
-from strandline_replica_store import tree
-from strandline_replica_store.manifest import Delta
+from strandline_replica_store.files.manifest import Delta
+from strandline_replica_store.replica import tree
 from support.replicas import inode
 
 FILES = range(2, 7)

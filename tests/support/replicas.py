@@ -23,13 +23,13 @@ from strandline_contracts.points import (
     Totals,
 )
 from strandline_contracts.shipping import Batch, Chunk, End, Open
-from strandline_replica_store import tree
-from strandline_replica_store.chunk_check import plain_of
-from strandline_replica_store.compression import zstd
-from strandline_replica_store.leases import LEASE_S, Leases
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.replica import Identity, Replica, create
-from strandline_replica_store.rules import OpenVerdict
+from strandline_replica_store.files.chunk_check import plain_of
+from strandline_replica_store.files.compression import zstd
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica import tree
+from strandline_replica_store.replica.replica import Identity, Replica, create
+from strandline_replica_store.replica.rules import OpenVerdict
+from strandline_replica_store.store.leases import LEASE_S, Leases
 
 SOURCE = "00112233445566ff"
 SERVER = "web-1"

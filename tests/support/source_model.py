@@ -28,9 +28,9 @@ from strandline_contracts.points import (
     Name,
 )
 from strandline_contracts.shipping import Chunk, End
-from strandline_replica_store import tree
-from strandline_replica_store.chunk_check import check_chunk, plain_of
-from strandline_replica_store.reader import Reader
+from strandline_replica_store.files.chunk_check import check_chunk, plain_of
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica import tree
 from support.replicas import batch, chunk, end_of, inode
 
 ZERO = 0

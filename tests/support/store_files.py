@@ -15,11 +15,11 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from strandline_contracts.events import DamageFound
+from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.errors import IndexDamaged, StoreError
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.rules import OpenVerdict
-from strandline_replica_store.store import Store
-from strandline_replica_store.verify import verify
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica.rules import OpenVerdict
+from strandline_replica_store.store.store import Store
 from strandline_runtime import outbox
 from support.replicas import IDENTITY, SERVER, SOURCE, open_of
 from support.source_model import Shipment, state_of

@@ -19,13 +19,13 @@ import msgspec
 
 from strandline_contracts.points import PointKind
 from strandline_contracts.shipping import End
-from strandline_replica_store.compact import CompactReport, compact
-from strandline_replica_store.compact import Limits as CompactLimits
+from strandline_replica_store.compaction.compact import CompactReport, compact
+from strandline_replica_store.compaction.compact import Limits as CompactLimits
 from strandline_replica_store.errors import Aborted, Full, StoreError
-from strandline_replica_store.leases import Leases
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.rules import OpenVerdict
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.replica.rules import OpenVerdict
+from strandline_replica_store.store.leases import Leases
 from support.replicas import SERVER, new_replica, open_of
 from support.source_model import Limits, Shipment, Tree, add_files, change, shipment, state_of
 

@@ -19,7 +19,7 @@ from strandline_contracts.policy import Source
 from strandline_contracts.reading import ReplicaPage, Replicas, ReplicaState
 from strandline_contracts.shipping import LostChunks, LostPage, Mend, Mended
 from strandline_contracts.subjects import EVENTS
-from strandline_replica_store.segment import CHUNK_HEADER_BYTES, path_of, scan
+from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, path_of, scan
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import RemoteRefused
 from support.commands import make_command, signed

@@ -37,16 +37,18 @@ from strandline_contracts.policy import (
 )
 from strandline_contracts.signing import sign
 from strandline_contracts.subjects import EVENTS, policy_subject
-from strandline_replica_store import checked_json, clock_guard, purging
-from strandline_replica_store.clock_guard import ClockGuard, Reading
-from strandline_replica_store.deleted import Deletion, with_deleted
-from strandline_replica_store.forgetting import Forgetting
-from strandline_replica_store.leases import LEASE_S, Leases
-from strandline_replica_store.policies import Policies
-from strandline_replica_store.retention import DAY_NS
-from strandline_replica_store.store import Store
-from strandline_replica_store.store_events import StoreEvents
-from strandline_replica_store.store_jobs import is_wanted_back
+from strandline_replica_store.files import checked_json
+from strandline_replica_store.forgetting import clock_guard
+from strandline_replica_store.forgetting.clock_guard import ClockGuard, Reading
+from strandline_replica_store.forgetting.forget import Forgetting
+from strandline_replica_store.forgetting.policies import Policies
+from strandline_replica_store.forgetting.retention import DAY_NS
+from strandline_replica_store.service.jobs import is_wanted_back
+from strandline_replica_store.store import purging
+from strandline_replica_store.store.deleted import Deletion, with_deleted
+from strandline_replica_store.store.events import StoreEvents
+from strandline_replica_store.store.leases import LEASE_S, Leases
+from strandline_replica_store.store.store import Store
 from strandline_runtime import outbox
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import RemoteRefused, RuntimeFault
@@ -608,8 +610,10 @@ async def test_a_due_replica_is_purged_and_nothing_late_brings_it_back(
 
 CHILD = """
 import os, sys
-from strandline_replica_store import checked_json, clock_guard, purging
-from strandline_replica_store.store import Store
+from strandline_replica_store.files import checked_json
+from strandline_replica_store.forgetting import clock_guard
+from strandline_replica_store.store import purging
+from strandline_replica_store.store.store import Store
 
 root, source, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 unlink, count = os.unlink, 0

@@ -20,7 +20,7 @@ from strandline_contracts.jobs import GetJob, GotJob
 from strandline_contracts.points import Extent, Name, RecoveryPoint
 from strandline_contracts.shipping import Abort, Open, Opened, Waited, Want, Wanted
 from strandline_contracts.subjects import EVENTS, blocks_stream
-from strandline_replica_store.segment import path_of
+from strandline_replica_store.files.segment import path_of
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import RemoteRefused
 from support.commands import make_command, signed

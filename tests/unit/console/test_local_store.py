@@ -41,7 +41,7 @@ def test_a_store_that_is_not_here(tmp_path: Path, store: str) -> None:
 
 def test_the_tools_own_error_is_told(tmp_path: Path) -> None:
     with pytest.raises(ToolFailed, match=r"holds no replica\.json") as caught:
-        run_tool("attach", "look", tmp_path, tmp_path)
+        run_tool("store.attach", "look", tmp_path, tmp_path)
     assert caught.value.code == "store.not_a_replica"
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from integration.reader.conftest import read
 from strandline_contracts.points import Extent, Name
-from strandline_replica_store.compact import compact
-from strandline_replica_store.leases import LEASE_S, Leases
+from strandline_replica_store.compaction.compact import compact
+from strandline_replica_store.store.leases import LEASE_S, Leases
 from support.replicas import batch, chunk, inode, new_replica, one_file, ship
 
 

@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from strandline_replica_store.compact import Limits, compact
+from strandline_replica_store.compaction.compact import Limits, compact
 from support.replicas import SERVER, leases_at_rest, open_of, open_replica
 from support.source_model import Limits as TreeLimits
 from support.source_model import Tree, change, shipment

@@ -11,8 +11,8 @@ from strandline_contracts.commands import Grant
 from strandline_contracts.errors import BadSignature, StrandlineError
 from strandline_contracts.policy import Assignment, Source
 from strandline_contracts.signing import public_key, sign
-from strandline_replica_store.admission import FRESH_S, Admission
 from strandline_replica_store.errors import NotAllowed
+from strandline_replica_store.service.admission import FRESH_S, Admission
 
 SEED, OTHER = b"\1" * 32, b"\2" * 32
 SOURCE = "00112233445566ff"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from strandline_contracts.errors import StrandlineError
-from strandline_replica_store import attach, manifest
-from strandline_replica_store.store import Store
+from strandline_replica_store.files import manifest
+from strandline_replica_store.store import attach
+from strandline_replica_store.store.store import Store
 from support.replicas import (
     SERVER,
     SOURCE,
@@ -211,7 +212,7 @@ def test_one_at_a_time(root: Path, brought: Path) -> None:
 def test_without_room_nothing_is_begun(
     root: Path, brought: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strandline_replica_store.durable.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("strandline_replica_store.files.durable.free_bytes", lambda path: 1000)
     with pytest.raises(StrandlineError, match="are free for it"):
         attach.copy(str(root), str(brought))
     assert os.listdir(root / "replicas") == []

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strandline_replica_store.clock_guard import (
+from strandline_replica_store.forgetting.clock_guard import (
     LOST,
     MAX_OFF_NS,
     SECOND_NS,
@@ -26,7 +26,7 @@ from strandline_replica_store.clock_guard import (
     read_mark,
     receipt_ns,
 )
-from strandline_replica_store.clock_guard import Accepted as Word
+from strandline_replica_store.forgetting.clock_guard import Accepted as Word
 
 DAY_S = 86_400
 T0 = Reading(1_800_000_000 * SECOND_NS, 5_000 * SECOND_NS, "boot-1")
@@ -227,7 +227,7 @@ def test_the_mark_is_not_written_at_every_look(world: World) -> None:
 
 
 def test_the_tool_for_people(tmp_path: Path) -> None:
-    tool = [sys.executable, "-m", "strandline_replica_store.clock_guard", str(tmp_path)]
+    tool = [sys.executable, "-m", "strandline_replica_store.forgetting.clock_guard", str(tmp_path)]
     assert subprocess.run(tool, capture_output=True, check=False).returncode == 1
     (tmp_path / "store.json").write_text("{}")
     found = json.loads(subprocess.run(tool, capture_output=True, check=True).stdout)

@@ -22,15 +22,17 @@ from hypothesis import strategies as st
 
 from strandline_contracts.events import DamageFound
 from strandline_contracts.points import BLOCK_BYTES, Extent
-from strandline_replica_store import durable, gathering, liveness, tree
-from strandline_replica_store.chunk_check import plain_of
-from strandline_replica_store.compact import CompactReport, Limits, compact
+from strandline_replica_store.checking.verify import verify
+from strandline_replica_store.compaction import gathering, liveness
+from strandline_replica_store.compaction.compact import CompactReport, Limits, compact
 from strandline_replica_store.errors import Busy, Full, NotAllowed
-from strandline_replica_store.leases import Leases
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.scope import Scope
-from strandline_replica_store.verify import verify
+from strandline_replica_store.files import durable
+from strandline_replica_store.files.chunk_check import plain_of
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.reading.scope import Scope
+from strandline_replica_store.replica import tree
+from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.store.leases import Leases
 from strandline_runtime import outbox
 from support.replicas import (
     SERVER,

@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from strandline_replica_store import index
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.verify import verify
+from strandline_replica_store.checking.verify import verify
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica import index
 from support.replicas import content, doomed, made_up_content, new_replica, open_replica
 
 ROUNDS = 12

@@ -11,8 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strandline_contracts.policy import Retention
-from strandline_replica_store import checked_json, policy_history, purging
-from strandline_replica_store.deleted import (
+from strandline_replica_store.errors import Busy, Damaged, Deleted, Full, Held
+from strandline_replica_store.files import checked_json
+from strandline_replica_store.forgetting import policy_history
+from strandline_replica_store.forgetting.policy_history import (
+    MAX_POLICIES,
+    History,
+    TooManyPolicies,
+    in_force,
+    noted,
+    spared_until_ns,
+)
+from strandline_replica_store.forgetting.retention import Policy
+from strandline_replica_store.store import purging
+from strandline_replica_store.store.deleted import (
     WHOLE,
     DeletedDamaged,
     DeletedFiles,
@@ -22,16 +34,6 @@ from strandline_replica_store.deleted import (
     with_deleted,
     with_restored,
 )
-from strandline_replica_store.errors import Busy, Damaged, Deleted, Full, Held
-from strandline_replica_store.policy_history import (
-    MAX_POLICIES,
-    History,
-    TooManyPolicies,
-    in_force,
-    noted,
-    spared_until_ns,
-)
-from strandline_replica_store.retention import Policy
 from support.replicas import SOURCE
 
 points = st.lists(st.integers(1, 9), max_size=4)

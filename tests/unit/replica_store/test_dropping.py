@@ -15,11 +15,12 @@ import pytest
 from strandline_contracts.codec import decode
 from strandline_contracts.events import DamageFound, DamageRepaired, PointCommitted, PointsDropped
 from strandline_contracts.points import RecoveryPoint
-from strandline_replica_store import durable, index, manifest, rewrite, segment
+from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.errors import Damaged, Full, IndexDamaged
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.verify import verify
+from strandline_replica_store.files import durable, manifest, segment
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica import index, rewrite
+from strandline_replica_store.replica.replica import Replica
 from strandline_runtime import outbox
 from support.replicas import (
     SERVER,

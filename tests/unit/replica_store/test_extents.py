@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strandline_contracts.points import EXTENT_DATA, EXTENT_ZERO, Extent
-from strandline_replica_store import index, tree
-from strandline_replica_store.manifest import Delta
+from strandline_replica_store.files.manifest import Delta
+from strandline_replica_store.replica import index, tree
 
 FIRST = (-1, 0, 0)
 

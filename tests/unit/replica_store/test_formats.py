@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strandline_contracts.points import CODEC_RAW, CODEC_ZSTD, Extent, Issue, Name, Totals
-from strandline_replica_store import chunk_check, durable, manifest, segment
-from strandline_replica_store.compression import zstd
 from strandline_replica_store.errors import BadChunk, Damaged
-from strandline_replica_store.manifest import ChunkName, Delta, Head, ManifestWriter, Tail
+from strandline_replica_store.files import chunk_check, durable, manifest, segment
+from strandline_replica_store.files.compression import zstd
+from strandline_replica_store.files.manifest import ChunkName, Delta, Head, ManifestWriter, Tail
 from support.replicas import SOURCE, inode
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from strandline_replica_store.errors import Full, StoreError
-from strandline_replica_store.replica import Replica
+from strandline_replica_store.replica.replica import Replica
 from support.replicas import (
     SERVER,
     batch,

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strandline_contracts.points import CHUNK_BLOCKS
-from strandline_replica_store import gathering, liveness, tree
-from strandline_replica_store.gathering import Moved, Run
-from strandline_replica_store.liveness import ChunkUse, Live, Past, SegmentUse, Survey
+from strandline_replica_store.compaction import gathering, liveness
+from strandline_replica_store.compaction.gathering import Moved, Run
+from strandline_replica_store.compaction.liveness import ChunkUse, Live, Past, SegmentUse, Survey
+from strandline_replica_store.replica import tree
 
 runs = st.lists(
     st.builds(

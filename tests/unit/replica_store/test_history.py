@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strandline_contracts.points import BLOCK_BYTES, Extent, Name
-from strandline_replica_store import index, tree
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.verify import verify
+from strandline_replica_store.checking.verify import verify
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica import index, tree
+from strandline_replica_store.replica.replica import Replica
 from support.replicas import batch, chunk, content, inode, new_replica, open_replica, ship
 
 FILES = st.integers(2, 4)

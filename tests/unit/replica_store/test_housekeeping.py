@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from strandline_contracts.points import BLOCK_BYTES, CODEC_RAW, Extent
-from strandline_replica_store import gathering, housekeeping
-from strandline_replica_store.compact import CompactReport, Limits, compact
+from strandline_replica_store import housekeeping
+from strandline_replica_store.compaction import gathering
+from strandline_replica_store.compaction.compact import CompactReport, Limits, compact
 from strandline_replica_store.errors import Damaged
 from strandline_replica_store.housekeeping import Housekeeping, Receiving
 from strandline_replica_store.pace import Pace
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.store import Store
+from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.store.store import Store
 from support.replicas import SERVER, SOURCE, batch, chunk, inode, leases_at_rest, open_of, ship
 from support.waiting import until
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strandline_contracts.points import EXTENT_HOLE, Extent
-from strandline_replica_store import index, tree
 from strandline_replica_store.errors import means_damage
-from strandline_replica_store.manifest import Delta
+from strandline_replica_store.files.manifest import Delta
+from strandline_replica_store.replica import index, tree
 from support.index_oracle import Oracle, deltas, filled, paged, seen, without
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from strandline_contracts.points import EXTENT_HOLE, Extent
 from strandline_contracts.policy import Retention
-from strandline_replica_store import retention
-from strandline_replica_store.forgetting import points_of
-from strandline_replica_store.reader import Reader
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.retention import DAY_NS, Policy
-from strandline_replica_store.rules import OpenVerdict
+from strandline_replica_store.forgetting import retention
+from strandline_replica_store.forgetting.forget import points_of
+from strandline_replica_store.forgetting.retention import DAY_NS, Policy
+from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.replica.rules import OpenVerdict
 from support.replicas import (
     SERVER,
     batch,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from strandline_replica_store import leases as module
-from strandline_replica_store.leases import LEASE_S, SEGMENTS, Leases
+from strandline_replica_store.store import leases as module
+from strandline_replica_store.store.leases import LEASE_S, SEGMENTS, Leases
 
 LEASE_NS = int(LEASE_S * 1e9)
 

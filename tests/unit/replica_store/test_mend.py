@@ -13,11 +13,12 @@ from blake3 import blake3
 from strandline_contracts.events import DamageFound, DamageRepaired
 from strandline_contracts.points import CODEC_RAW, Extent, Name
 from strandline_contracts.shipping import Chunk, LostPage
-from strandline_replica_store import mend, segment
+from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.errors import BadChunk
-from strandline_replica_store.reader import DamagedChunk, Reader
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.verify import verify
+from strandline_replica_store.files import segment
+from strandline_replica_store.reading.reader import DamagedChunk, Reader
+from strandline_replica_store.replica import mend
+from strandline_replica_store.replica.replica import Replica
 from strandline_runtime import outbox
 from support.replicas import (
     SERVER,

@@ -19,7 +19,7 @@ from blake3 import blake3
 from strandline_contracts.errors import BadMessage
 from strandline_contracts.events import DamageFound, PointCommitted
 from strandline_contracts.points import Extent
-from strandline_replica_store import durable, index, manifest, segment, tree
+from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.errors import (
     BadChunk,
     BadDelta,
@@ -33,10 +33,11 @@ from strandline_replica_store.errors import (
     StoreError,
     UnknownJob,
 )
-from strandline_replica_store.reader import UNREADABLE_DIGEST, DamagedChunk, Reader
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.rules import OpenVerdict
-from strandline_replica_store.verify import verify
+from strandline_replica_store.files import durable, manifest, segment
+from strandline_replica_store.reading.reader import UNREADABLE_DIGEST, DamagedChunk, Reader
+from strandline_replica_store.replica import index, tree
+from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.replica.rules import OpenVerdict
 from strandline_runtime import outbox
 from support.replicas import (
     SERVER,

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from strandline_contracts.policy import Retention
-from strandline_replica_store.retention import (
+from strandline_replica_store.forgetting.retention import (
     DAY_NS,
     SECOND_NS,
     Kept,

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strandline_contracts.points import BLOCK_BYTES, Extent, Issue, Name, Totals
-from strandline_replica_store import dropping, durable, index, manifest, rewrite
-from strandline_replica_store.dropping import Chain, Step
-from strandline_replica_store.index import ChunkRow
-from strandline_replica_store.manifest import ChunkName, Delta, Head, ManifestWriter, Tail
+from strandline_replica_store.files import durable, manifest
+from strandline_replica_store.files.manifest import ChunkName, Delta, Head, ManifestWriter, Tail
+from strandline_replica_store.replica import dropping, index, rewrite
+from strandline_replica_store.replica.dropping import Chain, Step
+from strandline_replica_store.replica.index import ChunkRow
 from support.index_oracle import Oracle, deltas, filled, seen, without
 from support.replicas import SOURCE, inode
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from strandline_contracts.events import DamageFound, DamageRepaired, Event, ReplicaVerified
-from strandline_replica_store import manifest, segment
+from strandline_replica_store.checking.scrub import Round, Scrub, Verified, note_verified, verified
+from strandline_replica_store.files import manifest, segment
+from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES
 from strandline_replica_store.pace import Pace
-from strandline_replica_store.reader import DamagedChunk
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.scrub import Round, Scrub, Verified, note_verified, verified
-from strandline_replica_store.segment import CHUNK_HEADER_BYTES
-from strandline_replica_store.store import Store
+from strandline_replica_store.reading.reader import DamagedChunk
+from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.store.store import Store
 from strandline_runtime import outbox
 from support.replicas import SOURCE, content, made_up, made_up_content, ship
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from strandline_contracts.codec import decode
 from strandline_contracts.reading import ChunkPage, StoredChunk
-from strandline_replica_store.answers import encoded_page
-from strandline_replica_store.buffers import BUFFER_BYTES, MAX_BUFFERS, Buffers
+from strandline_replica_store.reading.buffers import BUFFER_BYTES, MAX_BUFFERS, Buffers
+from strandline_replica_store.service.answers import encoded_page
 
 CHUNKS = st.builds(
     StoredChunk,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from strandline_contracts.events import DamageFound
-from strandline_replica_store import index
+from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.errors import Busy, IndexDamaged
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.store import Store
-from strandline_replica_store.verify import verify
+from strandline_replica_store.replica import index
+from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.store.store import Store
 from strandline_runtime import outbox
 from support.replicas import SOURCE, content, made_up, made_up_content, ship
 
@@ -80,7 +80,7 @@ def test_while_a_replica_is_opened_others_go_on(
     store.close()
     store = Store(store.root, name="store-1", site="hq", reserve_bytes=0)
     monkeypatch.setattr(Replica, "open", slow)
-    monkeypatch.setattr("strandline_replica_store.store.OPENING_PATIENCE_S", 0.05)
+    monkeypatch.setattr("strandline_replica_store.store.store.OPENING_PATIENCE_S", 0.05)
     found: list[Replica] = []
     opener = threading.Thread(target=lambda: found.append(store.replica(SOURCE)))
     opener.start()

@@ -6,8 +6,8 @@ import pytest
 
 from strandline_contracts.events import DamageFound
 from strandline_contracts.points import Issue
-from strandline_replica_store.verify import Report
-from strandline_replica_store.verify_job import issues, outcome, spans
+from strandline_replica_store.checking.verify import Report
+from strandline_replica_store.checking.verify_job import issues, outcome, spans
 from strandline_runtime.targets import JobFailed
 
 

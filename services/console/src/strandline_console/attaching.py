@@ -39,7 +39,7 @@ async def attach_replica(
             f"no store is called {store!r}", nearest=nearest(store, site.settings.stores)
         )
     store, root = local_store(site.settings.state_dir, store)
-    found = await asyncio.to_thread(run_tool, "attach", "look", root, folder)
+    found = await asyncio.to_thread(run_tool, "store.attach", "look", root, folder)
     known = next((one for one in await site.sources() if one.id == found["source"]), None)
     if known is not None and found["here"]:
         raise ToolFailed(
@@ -55,7 +55,7 @@ async def attach_replica(
     await _check_name(site, source)
     if not found["here"]:
         say(f"{'moving' if move else 'copying'} {folder} and making its index")
-        await asyncio.to_thread(run_tool, "attach", "move" if move else "copy", root, folder)
+        await asyncio.to_thread(run_tool, "store.attach", "move" if move else "copy", root, folder)
     await _make_known(site, source)
     return _tell(source, found, as_json=as_json)
 

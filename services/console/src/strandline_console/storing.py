@@ -45,7 +45,7 @@ async def show_replicas(site: Site, *, as_json: bool) -> int:
 def show_clock(state: str, store: str, *, accept: bool, as_json: bool) -> int:
     """Print whether a store of this machine believes its clock; 1 when it does not."""
     name, root = local_store(state_folder(state), store)
-    found = run_tool("clock_guard", root, *(["--accept"] if accept else []))
+    found = run_tool("forgetting.clock_guard", root, *(["--accept"] if accept else []))
     doubt, accepted = found["doubt"], found["accepted"]
     if as_json:
         document = {

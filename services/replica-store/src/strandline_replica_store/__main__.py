@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,26 +12,28 @@ from strandline_contracts.commands import Command
 from strandline_contracts.names import caller
 from strandline_contracts.streams import STORE_CONSUMER
 from strandline_contracts.subjects import blocks_stream
-from strandline_replica_store.admission import Admission
-from strandline_replica_store.answers import Answers
-from strandline_replica_store.clock_guard import ClockGuard
-from strandline_replica_store.forgetting import Forgetting
+from strandline_replica_store.checking.scrub import Scrub
+from strandline_replica_store.checking.verify_job import VerifyJob
+from strandline_replica_store.forgetting.clock_guard import ClockGuard
+from strandline_replica_store.forgetting.forget import Forgetting
+from strandline_replica_store.forgetting.policies import Policies
+from strandline_replica_store.forgetting.retention import DAY_NS
 from strandline_replica_store.housekeeping import Housekeeping
-from strandline_replica_store.leases import LEASE_S, Leases
-from strandline_replica_store.outboxes import Outboxes
 from strandline_replica_store.pace import Pace
-from strandline_replica_store.policies import Policies
-from strandline_replica_store.receive import Receiver
-from strandline_replica_store.replica import RESERVE_BYTES
-from strandline_replica_store.retention import DAY_NS
-from strandline_replica_store.scrub import Scrub
-from strandline_replica_store.store import Store
-from strandline_replica_store.store_events import StoreEvents
-from strandline_replica_store.store_jobs import VERBS, StoreJobs, is_wanted_back
-from strandline_replica_store.verify_job import VerifyJob
+from strandline_replica_store.replica.replica import RESERVE_BYTES
+from strandline_replica_store.service.admission import Admission
+from strandline_replica_store.service.answers import Answers
+from strandline_replica_store.service.jobs import VERBS, StoreJobs, is_wanted_back
+from strandline_replica_store.service.outboxes import Outboxes
+from strandline_replica_store.service.receive import Receiver
+from strandline_replica_store.store import way_out
+from strandline_replica_store.store.events import StoreEvents
+from strandline_replica_store.store.leases import LEASE_S, Leases
+from strandline_replica_store.store.store import Store
 from strandline_runtime.assignments import read_assignment, trusted_keys
 from strandline_runtime.consume import consume
 from strandline_runtime.journal import Journal
+from strandline_runtime.logs import logger
 from strandline_runtime.outbox import OutboxPump
 from strandline_runtime.service import Service, run
 from strandline_runtime.settings import Settings
@@ -171,6 +174,13 @@ def _open_store(settings: StoreSettings, root: str) -> Store:
         root, name=settings.instance, site=settings.site, reserve_bytes=settings.reserve_bytes
     )
     store.leases = Leases(lease_s=settings.lease_s)
+    # Large sorts of the index spill to where there is room for replicas, not to /var/tmp.
+    os.environ.setdefault("SQLITE_TMPDIR", root)
+    try:
+        way_out.leave(root)
+    except OSError as error:
+        # Most often the disk is full: what is kept can be read without it.
+        logger().warning("way_out.later", error=str(error))
     return store
 
 

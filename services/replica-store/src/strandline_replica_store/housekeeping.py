@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from strandline_contracts.errors import StrandlineError
-from strandline_replica_store.compact import CompactReport, Limits, compact
+from strandline_replica_store.compaction.compact import CompactReport, Limits, compact
 from strandline_replica_store.errors import NoSuch
 from strandline_replica_store.pace import Pace
-from strandline_replica_store.replica import Replica
-from strandline_replica_store.store import Store
+from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.store.store import Store
 from strandline_runtime.logs import logger
 
 QUIET_S = 5.0

@@ -1,0 +1,292 @@
+"""Verify: re-reads and re-hashes everything that the store holds of a source.
+
+Every chunk that the index knows (header, stored digest, plain digest), every manifest with its
+place in the chain, and that every chunk which an extent names is there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import apsw
+
+from strandline_contracts.events import DamageFound
+from strandline_contracts.points import RecoveryPoint
+from strandline_replica_store.errors import BadChunk, Damaged
+from strandline_replica_store.files import manifest
+from strandline_replica_store.files.chunk_check import check_chunk
+from strandline_replica_store.reading.reader import DamagedChunk, Reader, merged, stored_of
+from strandline_replica_store.replica import index, tree
+from strandline_replica_store.replica.index import ChunkRow
+
+THREADS = 2
+PAGE_ROWS = 512
+MAX_DAMAGES = 1000
+"""So many are described; the count goes on."""
+MAX_PATHS = 100
+MAX_PATHS_BYTES = 64 * 1024
+"""An event is one message: some of the paths concerned are named in it."""
+MAX_POINTS = 1000
+_NOTHING = nullcontext()
+
+OnDamage = Callable[[DamageFound], None]
+OnProgress = Callable[[int], None]
+BeforeRead = Callable[[int], None]
+"""Is told how many bytes are going to be read; may wait, and raises Cancelled to stop."""
+
+
+class Cancelled(Exception):
+    """Verify was asked to stop."""
+
+
+@dataclass
+class Report:
+    """What a verify saw; `damages` lists at most MAX_DAMAGES of `damaged`."""
+
+    chunks: int = 0
+    read_bytes: int = 0
+    manifests: int = 0
+    damaged: int = 0
+    damages: list[DamageFound] = field(default_factory=list)
+    missing_chunks: int = 0
+
+
+class Tally:
+    """Collects what was seen, from several threads."""
+
+    def __init__(
+        self, on_damage: OnDamage = lambda _: None, on_progress: OnProgress = lambda _: None
+    ) -> None:
+        self.report = Report()
+        self._on_damage = on_damage
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+
+    def good(self, rows: int, read_bytes: int) -> None:
+        with self._lock:
+            self.report.chunks += rows
+            self.report.read_bytes += read_bytes
+            self._on_progress(self.report.read_bytes)
+
+    def bad(self, damage: DamageFound) -> None:
+        """Count damage that harms a recovery point; of chunks that none needs tell only."""
+        with self._lock:
+            if damage.points:
+                self.report.damaged += 1
+                if len(self.report.damages) < MAX_DAMAGES:
+                    self.report.damages.append(damage)
+            self._on_damage(damage)
+
+
+def verify(
+    reader: Reader,
+    newest: RecoveryPoint | None,
+    *,
+    on_damage: OnDamage = lambda _: None,
+    on_progress: OnProgress = lambda _: None,
+    stop: threading.Event | None = None,
+    steady: AbstractContextManager[object] = _NOTHING,
+) -> Report:
+    """Check a replica up to `newest`; raise Cancelled once `stop` is set.
+
+    Within `steady` nobody rewrites manifests. Raises apsw.CorruptError when the index is damaged:
+    then it is made anew first.
+    Both callbacks may be called from other threads, one call at a time. Holds a few MiB.
+    """
+    check_index(reader.conn)
+    tally = Tally(on_damage, on_progress)
+    stop = stop or threading.Event()
+    numbers = [row[0] for row in reader.conn.execute("SELECT DISTINCT segment FROM chunk")]
+    share: Iterator[int] = iter(sorted(numbers))
+    guard = threading.Lock()
+    with ThreadPoolExecutor(THREADS, "verify") as pool:
+        work: list[Future[None]] = [
+            pool.submit(_check_segments, reader.folder, share, guard, tally, stop)
+            for _ in range(THREADS)
+        ]
+        for future in work:
+            future.result()
+    if newest is not None:
+        _check_manifests(reader, newest.number, tally, stop, steady)
+        tally.report.missing_chunks = check_extents(reader.conn, tally)
+    return tally.report
+
+
+def check_index(conn: apsw.Connection) -> None:
+    """Read every page of the index; raise apsw.CorruptError for one that is not sound."""
+    wrong = index.check_pages(conn)
+    if wrong:
+        raise apsw.CorruptError(wrong)
+
+
+def _check_segments(
+    folder: str,
+    share: Iterator[int],
+    guard: threading.Lock,
+    tally: Tally,
+    stop: threading.Event,
+) -> None:
+    """Check segments, the next that nobody has taken each time."""
+
+    def before_read(_count_bytes: int) -> None:
+        if stop.is_set():
+            raise Cancelled
+
+    reader = Reader(folder)
+    try:
+        while True:
+            with guard:
+                number = next(share, None)
+            if number is None:
+                return
+            check_segment(reader, number, tally, before_read)
+    finally:
+        reader.close()
+
+
+def check_segment(
+    reader: Reader, number: int, tally: Tally, before_read: BeforeRead = lambda _: None
+) -> None:
+    """Check every chunk that the index knows in a segment."""
+    for rows in _pages(reader.conn, number):
+        _check_rows(reader, rows, tally, before_read)
+
+
+def _pages(conn: apsw.Connection, number: int) -> Iterator[list[ChunkRow]]:
+    """Yield the chunks of a segment in order of place."""
+    after = -1
+    while True:
+        found = conn.execute(
+            "SELECT id, digest, plain_bytes, stored_bytes, codec, segment, offset FROM chunk"
+            " WHERE segment = ? AND offset > ? ORDER BY offset LIMIT ?",
+            (number, after, PAGE_ROWS),
+        )
+        rows = [ChunkRow(*row) for row in found]
+        if not rows:
+            return
+        yield rows
+        after = rows[-1].offset
+
+
+def _check_rows(
+    reader: Reader, rows: list[ChunkRow], tally: Tally, before_read: BeforeRead
+) -> None:
+    for place in merged(rows):
+        before_read(place.size_bytes)
+        data = memoryview(reader.pread(place.segment, place.offset, place.size_bytes))
+        for row in place.rows:
+            reason = _wrong(row, data[row.offset - place.offset :])
+            if reason:
+                tally.bad(describe(reader.conn, row, reason))
+        tally.good(len(place.rows), sum(row.plain_bytes for row in place.rows))
+
+
+def _wrong(row: ChunkRow, data: memoryview) -> str:
+    try:
+        check_chunk(row.digest, row.plain_bytes, row.codec, stored_of(row, data))
+    except DamagedChunk as error:
+        return error.reason
+    except BadChunk as error:
+        return error.message
+    return ""
+
+
+def describe(conn: apsw.Connection, row: ChunkRow, reason: str) -> DamageFound:
+    """Return what is known of a damaged chunk: the recovery points and paths that it harms."""
+    points = tree.points_of_chunk(conn, row.id, MAX_POINTS)
+    paths: set[bytes] = set()
+    room_bytes = MAX_PATHS_BYTES
+    for point in points[-1:] + points[:1]:
+        for file in tree.files_of_chunk(conn, point, row.id):
+            path = tree.path_of(conn, point, file)
+            if path is not None and path not in paths and len(path) <= room_bytes:
+                paths.add(path)
+                room_bytes -= len(path)
+            if len(paths) >= MAX_PATHS:
+                break
+    return DamageFound(
+        chunk=row.id,
+        segment=row.segment,
+        offset=row.offset,
+        reason=reason,
+        points=points,
+        files=sorted(paths)[:MAX_PATHS],
+    )
+
+
+def _check_manifests(
+    reader: Reader,
+    newest: int,
+    tally: Tally,
+    stop: threading.Event,
+    steady: AbstractContextManager[object],
+) -> None:
+    points = reader.conn.execute(
+        "SELECT number FROM point WHERE number <= ? ORDER BY number", (newest,)
+    )
+    for (number,) in list(points):
+        if stop.is_set():
+            raise Cancelled
+        check_manifest(reader, number, tally, steady)
+
+
+def check_manifest(
+    reader: Reader,
+    number: int,
+    tally: Tally,
+    steady: AbstractContextManager[object] = _NOTHING,
+) -> None:
+    """Check a recovery point's manifest, and that it is the one of that recovery point.
+
+    Within `steady` nobody rewrites manifests: what looks wrong is looked at again there.
+    """
+    reason = _wrong_manifest(reader, number)
+    if reason:
+        with steady:
+            reason = _wrong_manifest(reader, number)
+    if reason:
+        tally.bad(DamageFound(chunk=0, segment=0, offset=0, reason=reason, points=[number]))
+    tally.report.manifests += 1
+
+
+_POINT = "SELECT number, digest FROM point WHERE number {which} ? ORDER BY number DESC LIMIT 1"
+
+
+def _wrong_manifest(reader: Reader, number: int) -> str:
+    own = reader.conn.execute(_POINT.format(which="="), (number,)).fetchone()
+    if own is None:
+        return ""
+    parent = reader.conn.execute(_POINT.format(which="<"), (number,)).fetchone() or (0, b"")
+    try:
+        found = manifest.check(manifest.path_of(os.path.join(reader.folder, "manifests"), number))
+    except (Damaged, FileNotFoundError) as error:
+        return f"manifest {number}: {error}"
+    head = found.head
+    digest = head.replaces[0][1] if head.replaces else found.digest
+    if (head.number, digest) != own or (head.parent, head.parent_digest) != parent:
+        return f"manifest {number} is not the one that was committed"
+    return ""
+
+
+_MISSING_LIVE = (
+    "SELECT DISTINCT chunk FROM extent e WHERE kind = 0"
+    " AND NOT EXISTS (SELECT 1 FROM chunk c WHERE c.id = e.chunk) LIMIT ?"
+)
+_MISSING_PAST = _MISSING_LIVE.replace("FROM extent", "FROM extent_past")
+
+
+def check_extents(conn: apsw.Connection, tally: Tally) -> int:
+    """Return how many chunks extents name that the index does not know (at most MAX_DAMAGES)."""
+    missing: set[int] = set()
+    for query in (_MISSING_LIVE, _MISSING_PAST):
+        rows = conn.execute(query, (MAX_DAMAGES,))
+        missing.update(chunk for (chunk,) in rows)
+    for chunk in sorted(missing):
+        row = index.ChunkRow(chunk, b"", 0, 0, 0, 0, 0)
+        tally.bad(describe(conn, row, "the chunk is missing"))
+    return len(missing)

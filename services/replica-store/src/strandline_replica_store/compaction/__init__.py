@@ -1,0 +1,1 @@
+"""Gives back the room of what nothing needs, and keeps the newest state together."""

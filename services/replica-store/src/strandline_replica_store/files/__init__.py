@@ -1,0 +1,1 @@
+"""What lies on the disk, byte by byte: segments, manifests, small files; and how it gets there."""

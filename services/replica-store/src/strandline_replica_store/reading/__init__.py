@@ -1,0 +1,1 @@
+"""Reading of a replica: chunks and blocks, checked; and what a reader may see."""

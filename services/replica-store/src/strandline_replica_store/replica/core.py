@@ -1,0 +1,279 @@
+"""What the layers of a replica's writer share: its folder, lock, index, and events."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import apsw
+from blake3 import blake3
+
+from strandline_contracts.events import DamageFound, Data
+from strandline_contracts.points import RecoveryPoint
+from strandline_replica_store.errors import (
+    Damaged,
+    DiskError,
+    Full,
+    IndexDamaged,
+    as_full,
+    means_damage,
+)
+from strandline_replica_store.files import durable, segment
+from strandline_replica_store.files.manifest import ManifestWriter
+from strandline_replica_store.replica import index, mend
+from strandline_replica_store.replica.rules import JobRow
+from strandline_runtime import outbox
+
+ERA_SHIFT = 48
+RESERVE_BYTES = 256 * 1024 * 1024
+
+ABOUT = (
+    "A Strandline replica: every kept state of one data source. Segments and manifests hold all of"
+    " it; index.db is made from them. How to read it: docs/formats/replica.md of Strandline."
+)
+
+
+class Identity(NamedTuple):
+    """Whose replica this is, and in whose name it tells events."""
+
+    source: str
+    store: str
+    site: str
+
+    @property
+    def origin(self) -> str:
+        return f"store-{self.store}"
+
+
+def create(folder: str, identity: Identity, name: str, kind: str) -> None:
+    """Make the folder of a replica; harmless when it is there already."""
+    durable.make_folder(folder)
+    path = os.path.join(folder, "replica.json")
+    if not os.path.exists(path):
+        about = {
+            "format": 1,
+            "source": identity.source,
+            "name": name,
+            "type": kind,
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "store": identity.store,
+            "era": 0,
+            "about": ABOUT,
+        }
+        durable.write_file_atomically(path, json.dumps(about, indent=2).encode() + b"\n")
+
+
+def era_of(folder: str) -> int:
+    """Return the era in which the replica gives chunk ids."""
+    path = os.path.join(folder, "replica.json")
+    try:
+        with open(path, "rb") as file:
+            return int(json.load(file).get("era", 0))
+    except (ValueError, TypeError, AttributeError) as error:
+        hint = "Put right what it says, or put it back from a copy: docs/formats/replica.md."
+        raise Damaged(f"{path} cannot be read: {error}", hint=hint) from error
+
+
+class ReplicaCore:
+    """The part of a Replica that the others build on."""
+
+    def __init__(
+        self,
+        folder: str,
+        identity: Identity,
+        *,
+        reserve_bytes: int = RESERVE_BYTES,
+        segment_limit_bytes: int = segment.SEGMENT_LIMIT_BYTES,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.segments_folder = os.path.join(folder, "segments")
+        self.manifests_folder = os.path.join(folder, "manifests")
+        self.staging_folder = os.path.join(folder, "staging")
+        self.damaged_folder = os.path.join(folder, "damaged")
+        self.index_path = os.path.join(folder, "index.db")
+        self._reserve_bytes = reserve_bytes
+        self._now_ns = now_ns
+        self._lock = threading.RLock()
+        self.maintenance = threading.RLock()
+        """Held by who changes manifests or segments that are there: one at a time."""
+        self.rewriting = threading.Lock()
+        """Held by the one that moves chunks."""
+        self.segment_numbers = segment.SegmentNumbers(self.segments_folder)
+        self.segment_limit_bytes = segment_limit_bytes
+        self._segments = segment.SegmentWriter(
+            self.segments_folder, identity.source, segment_limit_bytes, self.segment_numbers
+        )
+        self._index: apsw.Connection | None = None
+        self._job: JobRow | None = None
+        self._part: ManifestWriter | None = None
+        self._batches = blake3()
+        self._next_chunk = 1
+        self._newest: RecoveryPoint | None = None
+        self._behind = False
+        self._rows_ahead: list[tuple[int, int]] = []
+        """Segments and from where on their bytes were cut off, the index still having the rows."""
+        self._ended: JobRow | None = None
+        self._broken: Damaged | None = None
+        self._lost: list[int] = []
+        self._leftover: frozenset[int] = frozenset()
+        self._index_damage = ""
+        self._rebuilding = False
+        self.index_generation = 0
+        """One higher each time that the index was made anew: who reads opens it again."""
+
+    @property
+    def _conn(self) -> apsw.Connection:
+        assert self._index is not None
+        return self._index
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Hold the replica, its index made anew first if it was found damaged."""
+        if self._rebuilding:
+            raise IndexDamaged("the index is being made anew")
+        with self._lock, translated():
+            if self._index_damage:
+                self._make_index_anew(self._index_damage)
+            try:
+                yield
+            except apsw.Error as error:
+                if means_damage(error):
+                    self._index_damage = str(error)
+                raise
+
+    @contextmanager
+    def steady_index(self) -> Iterator[None]:
+        """Hold the index: nobody writes it or puts another in its place meanwhile."""
+        with self._working():
+            yield
+
+    @contextmanager
+    def _reading_index(self) -> Iterator[None]:
+        """Translate errors of a connection of one's own to the index; take note of damage."""
+        generation = self.index_generation
+        try:
+            with translated():
+                yield
+        except IndexDamaged as error:
+            self.index_is_damaged(generation, str(error.__cause__ or error))
+            raise
+
+    def index_is_damaged(self, generation: int, reason: str) -> None:
+        """Take note that a reader of the index of that generation found it damaged."""
+        if self._rebuilding:
+            return
+        with self._lock:
+            if generation == self.index_generation:
+                self._index_damage = reason
+
+    def on_database(self, function: Callable[[apsw.Connection], Any]) -> Any:
+        """Run a function on the index's writing connection, as one transaction."""
+        with self._working(), index.transaction(self._conn):
+            return function(self._conn)
+
+    def tell(self, conn: apsw.Connection, noun: str, verb: str, data: Data) -> None:
+        """Record an event of this replica, inside the transaction of what it tells."""
+        outbox.record(
+            conn,
+            site=self.identity.site,
+            origin=self.identity.origin,
+            noun=noun,
+            verb=verb,
+            source=self.identity.source,
+            time_ns=self._now_ns(),
+            data=data,
+        )
+
+    @property
+    def newest(self) -> RecoveryPoint | None:
+        """The newest recovery point."""
+        return self._newest
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is being received, or what is there is being rewritten."""
+        return self._job is not None or self.rewriting.locked()
+
+    @property
+    def open_attempt(self) -> JobRow | None:
+        """The attempt that is being received."""
+        return self._job
+
+    def inconsistent(self) -> str:
+        """Return why the replica is inconsistent, empty when it is not."""
+        with self._working():
+            row = self._conn.execute("SELECT value FROM meta WHERE key = 'inconsistent'").fetchone()
+            return str(row[0]) if row else ""
+
+    def mark_inconsistent(self, reason: str) -> None:
+        """Refuse express fulls until a consistency check has been committed."""
+        self.on_database(
+            lambda conn: conn.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('inconsistent', ?)", (reason,)
+            )
+        )
+
+    @property
+    def room_bytes(self) -> int:
+        """How many bytes may be written before the disk counts as full."""
+        return durable.free_bytes(self.folder) - self._reserve_bytes
+
+    def _check_room(self) -> None:
+        free_bytes = durable.free_bytes(self.folder)
+        if free_bytes < self._reserve_bytes:
+            raise Full(
+                f"{free_bytes >> 20} MiB are free on the store's disk,"
+                f" {self._reserve_bytes >> 20} MiB must be"
+            )
+
+    def record_damage(self, damage: DamageFound) -> None:
+        """Tell of damage, once for each chunk: a damaged chunk is not read nor relied on.
+
+        A chunk that lies elsewhere by now was mended or moved meanwhile: nothing is told. Nor is
+        each one told where very many are damaged (mend.MAX_TOLD).
+        """
+
+        def change(conn: apsw.Connection) -> None:
+            if damage.chunk:
+                conn.execute(
+                    "UPDATE chunk SET bad = 1"
+                    " WHERE id = ? AND NOT bad AND segment = ? AND offset = ?",
+                    (damage.chunk, damage.segment, damage.offset),
+                )
+                if not conn.changes() or mend.are_many_bad(conn):
+                    return
+            self.tell(conn, "damage", "found", damage)
+
+        self.on_database(change)
+
+    def tell_mended(self, chunks: Collection[int], by: str) -> None:
+        """Tell, inside the transaction that makes it so, that damaged chunks are whole again.
+
+        Call it before that: while very many are damaged, single ones are not told.
+        """
+        if chunks and not mend.are_many_bad(self._conn):
+            for chunk in chunks:
+                told = mend.repaired(self._conn, chunk, by)
+                self.tell(self._conn, "damage", "repaired", told)
+
+    def _make_index_anew(self, reason: str, *, is_damage: bool = True) -> None:
+        """Make another index and put it in the place of this one; a Replica knows how."""
+        raise NotImplementedError
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the errors of disk and SQLite into the store's own."""
+    try:
+        yield
+    except (OSError, apsw.Error) as error:
+        if means_damage(error):
+            raise IndexDamaged(f"the index: {error}") from error
+        raise as_full(error) or DiskError(f"the store's disk: {error}") from error

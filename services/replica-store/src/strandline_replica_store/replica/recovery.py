@@ -1,0 +1,227 @@
+"""Opening: makes index, segments and manifests of a replica agree, whatever happened before.
+
+Segments and manifests are the truth: what the index lacks of them it learns, what it has beyond
+them it forgets (docs/formats/replica.md, "Recovery points and the moment of commit").
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import apsw
+
+from strandline_contracts.codec import decode
+from strandline_contracts.points import RecoveryPoint
+from strandline_replica_store.errors import Damaged
+from strandline_replica_store.files import durable, manifest, segment
+from strandline_replica_store.files.manifest import Head
+from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, SEGMENT_HEADER_BYTES
+from strandline_replica_store.replica import dropping, index
+from strandline_replica_store.replica.dropping import Chain, Step
+
+LEARNED_AT_ONCE_ROWS = 4096
+
+
+# Segments
+
+
+def agree_with_segments(conn: apsw.Connection, folder: str, source: str) -> None:
+    """Make chunk rows agree with segments: learn chunks, forget those whose bytes are not there.
+
+    Committed chunks without bytes are damaged, staged ones are forgotten. Raises OSError, and
+    Damaged for a segment of another source.
+    """
+    retired = _retired(conn, folder)
+    numbers = segment.numbers_in(folder)
+    known = list(conn.execute("SELECT DISTINCT segment FROM chunk"))
+    for (missing,) in known:
+        if missing not in numbers:
+            _forget_bytes(conn, missing, 0)
+    for number in numbers:
+        if number in retired:
+            continue
+        path = segment.path_of(folder, number)
+        size_bytes, end_bytes = os.path.getsize(path), known_end(conn, number)
+        if size_bytes < end_bytes:
+            _forget_bytes(conn, number, size_bytes)
+        elif size_bytes > end_bytes:
+            learn(conn, path, number, source, end_bytes)
+
+
+def last_end(conn: apsw.Connection, folder: str) -> tuple[int, int]:
+    """Return segment and offset behind the last chunk that the index knows, zeros for none."""
+    for number in reversed(segment.numbers_in(folder)):
+        end_bytes = known_end(conn, number)
+        if end_bytes:
+            return number, end_bytes
+    return 0, 0
+
+
+def known_end(conn: apsw.Connection, number: int) -> int:
+    """Return where the last chunk that the index knows in a segment ends, 0 for none."""
+    row = conn.execute(
+        "SELECT offset + ? + stored_bytes FROM chunk WHERE segment = ?"
+        " ORDER BY offset DESC LIMIT 1",
+        (CHUNK_HEADER_BYTES, number),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _retired(conn: apsw.Connection, folder: str) -> set[int]:
+    """Unlink what was to be unlinked; return the segments of which nothing is needed."""
+    for number, gone in list(conn.execute("SELECT segment, gone FROM retired")):
+        if gone:
+            durable.remove(segment.path_of(folder, number))
+    with index.transaction(conn):
+        conn.execute("DELETE FROM retired WHERE gone")
+    return {number for (number,) in conn.execute("SELECT segment FROM retired")}
+
+
+def learn(conn: apsw.Connection, path: str, number: int, source: str, start: int) -> None:
+    """Add the chunks from `start` of a segment on, as staged; those that are damaged as bad."""
+    _check_owner(path, number, source)
+    sound: list[index.ChunkRow] = []
+    with index.transaction(conn):
+        for found in segment.survey(path, max(start, SEGMENT_HEADER_BYTES)):
+            head = found.header
+            row = index.ChunkRow(
+                head.id, head.plain_digest, head.plain_bytes, head.stored_bytes,
+                head.codec, number, found.offset,
+            )  # fmt: skip
+            if found.is_sound:
+                sound.append(row)
+            if not found.is_sound or len(sound) >= LEARNED_AT_ONCE_ROWS:
+                index.add_chunks(conn, sound)
+                sound = []
+            if not found.is_sound:
+                index.add_bad_chunk(conn, row)
+        index.add_chunks(conn, sound)
+
+
+def _check_owner(path: str, number: int, source: str) -> None:
+    with open(path, "rb") as file:
+        data = file.read(SEGMENT_HEADER_BYTES)
+    try:
+        found = segment.parse_segment_header(data)
+    except Damaged:
+        # Each chunk has a header of its own that says enough.
+        return
+    if found != (number, source):
+        raise Damaged(f"{path} is segment {found[0]} of source {found[1]}")
+
+
+def has_lost_chunks(conn: apsw.Connection) -> bool:
+    """Tell whether a manifest names a chunk of which no segment has a copy that can be told."""
+    return conn.execute("SELECT 1 FROM chunk WHERE segment = 0 LIMIT 1").fetchone() is not None
+
+
+def forget_torn(conn: apsw.Connection) -> None:
+    """Forget chunks that are damaged and that no manifest names: writes that were torn."""
+    with index.transaction(conn):
+        conn.execute("DELETE FROM chunk WHERE staged AND bad")
+
+
+def _forget_bytes(conn: apsw.Connection, number: int, size_bytes: int) -> None:
+    """Drop staged chunks that lie behind `size_bytes`; committed ones there are damaged."""
+    values = (number, size_bytes - CHUNK_HEADER_BYTES)
+    with index.transaction(conn):
+        conn.execute(
+            "DELETE FROM chunk WHERE staged AND segment = ? AND offset + stored_bytes > ?", values
+        )
+        conn.execute(
+            "UPDATE chunk SET bad = 1 WHERE segment = ? AND offset + stored_bytes > ?", values
+        )
+
+
+# Manifests
+
+
+class Found(NamedTuple):
+    """The manifests of a folder: their heads, None for what is no manifest, and their chain."""
+
+    heads: Mapping[int, Head | None]
+    chain: Chain
+
+
+def find_manifests(folder: str) -> Found:
+    """Read the heads of all manifests. Raises OSError."""
+    heads = {number: _head(folder, number) for number in manifest.numbers_in(folder)}
+    parents = {number: head.parent if head else None for number, head in heads.items()}
+    return Found(heads, dropping.chain(parents))
+
+
+def _head(folder: str, number: int) -> Head | None:
+    try:
+        head = manifest.head_of(manifest.path_of(folder, number))
+    except Damaged:
+        return None
+    return head if head.number == number else None
+
+
+def unlink_leftovers(folder: str, found: Found) -> None:
+    """Unlink manifests of points that were dropped, where what follows them is whole."""
+    if not found.chain.leftover:
+        return
+    for number in found.chain.kept:
+        head = found.heads[number]
+        parent = head.parent if head else number
+        between = [each for each in found.chain.leftover if parent < each < number]
+        if between and is_whole(folder, number):
+            for each in between:
+                durable.remove(manifest.path_of(folder, each))
+    durable.sync_folder(folder)
+
+
+def is_whole(folder: str, number: int) -> bool:
+    """Tell whether the manifest of a recovery point is there and undamaged. Raises OSError."""
+    try:
+        manifest.check(manifest.path_of(folder, number))
+    except (Damaged, FileNotFoundError):
+        return False
+    return True
+
+
+class Agreement(NamedTuple):
+    """What the index is to do to agree with the chain: points to drop, manifests to write anew."""
+
+    steps: list[Step]
+    lost: list[int]
+
+
+def compare(conn: apsw.Connection, found: Found) -> Agreement:
+    """Return how the index's points differ from the chain's. Raises IndexOfAnother."""
+    known = {
+        point.number: point for point in (decode(row[0], RecoveryPoint) for row in _records(conn))
+    }
+    kept = [number for number in found.chain.kept if number in known]
+    for number in kept:
+        head = found.heads[number]
+        if head is not None:
+            _check_same(known, head)
+    parents = {number: head.parent for number in kept if (head := found.heads[number])}
+    steps = [
+        Step(number, parent, tuple(sorted(each for each in known if parent < each < number)))
+        for number, parent in parents.items()
+    ]
+    steps = [step for step in steps if step.dropped or known[step.number].parent != step.parent]
+    dropped = {each for step in steps for each in step.dropped}
+    return Agreement(steps, sorted(set(known) - set(kept) - dropped))
+
+
+def _records(conn: apsw.Connection) -> Iterator[tuple[bytes]]:
+    yield from conn.execute("SELECT record FROM point ORDER BY number")
+
+
+class IndexOfAnother(Exception):
+    """An index that was not made from these manifests."""
+
+
+def _check_same(known: Mapping[int, RecoveryPoint], head: Head) -> None:
+    point, parent = known[head.number], known.get(head.parent)
+    other_job = (point.job, point.attempt) != (head.job, head.attempt)
+    if other_job or (head.replaces and head.replaces[0][1] != point.digest):
+        raise IndexOfAnother(f"the index knows another recovery point {head.number}")
+    if head.parent and (parent is None or parent.digest != head.parent_digest):
+        raise IndexOfAnother(f"the index knows another parent of recovery point {head.number}")
