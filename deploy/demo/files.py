@@ -134,8 +134,8 @@ class Demo:
         store = self.work / "state" / "store-1" / "store"
         target = self.work / "read-without"
         # Python tells on stderr what it imports.
-        argv = [sys.executable, "-X", "importtime", store / "strandline_reader.py"]
-        argv += ["restore", store / "replicas" / source, name]
+        argv: list[str | Path] = [sys.executable, "-X", "importtime"]
+        argv += [store / "strandline_reader.py", "restore", store / "replicas" / source, name]
         begin = time.monotonic()
         done = subprocess.run(
             [*argv, "--point", str(mark.number), "--to", target],
