@@ -219,8 +219,8 @@ def _ask(store: Store, told: Told, going_on: Shipment | None) -> None:
             told.points[number] = None
             told.complaints.append(f"point {number}: {error}")
             told.named.add(number)
-    report = _read(store, lambda reader: verify(reader, replica.newest))
-    damages = list(report.damages)
+    damages: list[DamageFound] = []
+    _read(store, lambda reader: verify(reader, replica.newest, on_damage=damages.append))
     rows = _again(lambda: replica.on_database(lambda conn: outbox.pending(conn, 1000)))
     damages += [event.data for _, event in rows if isinstance(event.data, DamageFound)]
     for damage in damages:

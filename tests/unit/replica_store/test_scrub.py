@@ -268,6 +268,25 @@ def test_a_bad_manifest_is_told_put_aside_and_written_anew(world: World) -> None
     assert world.told() == ["replica.verified"]
 
 
+def test_a_bad_segment_header_is_told_and_written_anew(world: World) -> None:
+    path = segment.path_of(world.replica.segments_folder, 1)
+    sound = Path(path).read_bytes()
+    flip(path, 20)
+    world.work()
+    world.work(days=DAYS)
+    events = world.take_events()
+    found, repaired, whole = (event.data for event in events)
+    assert isinstance(found, DamageFound)
+    assert (found.chunk, found.segment, found.points) == (0, 1, [])
+    assert found.reason == "segment 1: a header does not match its digest"
+    assert repaired == DamageRepaired(chunk=0, by="name")
+    assert isinstance(whole, ReplicaVerified)
+    assert whole.damaged == 0, "no recovery point is harmed"
+    assert Path(path).read_bytes() == sound
+    world.work(days=DAYS)
+    assert world.told() == ["replica.verified"]
+
+
 def test_pace_lets_so_much_through(world: World) -> None:
     now = [100.0]
     pace = Pace(1000, now_s=lambda: now[0])

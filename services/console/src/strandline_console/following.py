@@ -226,7 +226,8 @@ def _told_by_store(
     if isinstance(data, DamageFound):
         return f"segment {data.segment} at {data.offset}: {data.reason}; points {data.points}"
     if isinstance(data, DamageRepaired):
-        what = f"chunk {data.chunk}" if data.chunk else "a manifest"
+        of_file = "a segment's header" if data.by == "name" else "a manifest"
+        what = f"chunk {data.chunk}" if data.chunk else of_file
         return f"{what} by {data.by}; points {data.points}"
     if isinstance(data, PointsDropped):
         return f"{_points_text(data.points)} ({data.reason})"

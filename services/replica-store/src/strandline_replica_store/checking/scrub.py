@@ -14,15 +14,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
 
 import apsw
 import msgspec
 
-from strandline_contracts.events import DamageFound, ReplicaVerified
+from strandline_contracts.events import DamageRepaired, ReplicaVerified
 from strandline_replica_store.checking.verify import (
     Cancelled,
+    Report,
     Tally,
     check_extents,
     check_manifest,
@@ -169,7 +171,7 @@ class Scrub:
                     check_manifest(reader, number, tally, replica.maintenance)
         except Cancelled:
             return current
-        rewrite_damaged(replica, tally.report.damages)
+        mend_files(replica, tally.report)
         done = _added(current, tally)
         at_ns = max(self._store.now_ns(), current.began_at_ns)
 
@@ -212,15 +214,27 @@ def _added(current: Round, tally: Tally) -> Round:
     )
 
 
-def rewrite_damaged(replica: Replica, damages: Iterable[DamageFound]) -> None:
-    """Write the manifests that were found damaged anew, from the index; they are put aside."""
-    numbers = {number for damage in damages if not damage.chunk for number in damage.points}
+def mend_files(replica: Replica, report: Report) -> None:
+    """Write anew what was found damaged and whose content is known.
+
+    Manifests come from the index, the damaged ones are put aside; headers of segments from their
+    names. What cannot be done now is known and told: it is found again in the next round.
+    """
+    numbers = {n for damage in report.damages if not damage.chunk for n in damage.points}
     try:
         if numbers:
             replica.rewrite(numbers)
+        for number in report.segment_headers:
+            _mend_header(replica, number)
     except StoreError as error:
-        # The damage is known and told. It is found again, and this tried again, in the next round.
-        logger().error("manifest.not_rewritten", code=error.code, error=error.message)
+        logger().error("file.not_mended", code=error.code, error=error.message)
+
+
+def _mend_header(replica: Replica, number: int) -> None:
+    with translated(), suppress(FileNotFoundError):
+        segment.write_header_anew(replica.segments_folder, number, replica.identity.source)
+        told = DamageRepaired(chunk=0, by="name")
+        replica.on_database(lambda conn: replica.tell(conn, "damage", "repaired", told))
 
 
 def note_verified(replica: Replica, segments: Sequence[int], newest: int, whole: Round) -> None:

@@ -18,7 +18,7 @@ import apsw
 from strandline_contracts.events import DamageFound
 from strandline_contracts.points import RecoveryPoint
 from strandline_replica_store.errors import BadChunk, Damaged
-from strandline_replica_store.files import manifest
+from strandline_replica_store.files import manifest, segment
 from strandline_replica_store.files.chunk_check import check_chunk
 from strandline_replica_store.reading.reader import DamagedChunk, Reader, merged, stored_of
 from strandline_replica_store.replica import index, tree
@@ -54,6 +54,8 @@ class Report:
     damaged: int = 0
     damages: list[DamageFound] = field(default_factory=list)
     missing_chunks: int = 0
+    segment_headers: list[int] = field(default_factory=list)
+    """The segments whose own header is damaged: harmless, and its content is known."""
 
 
 class Tally:
@@ -81,6 +83,11 @@ class Tally:
                 if len(self.report.damages) < MAX_DAMAGES:
                     self.report.damages.append(damage)
             self._on_damage(damage)
+
+    def bad_segment_header(self, number: int, reason: str) -> None:
+        self.bad(DamageFound(chunk=0, segment=number, offset=0, reason=reason))
+        with self._lock:
+            self.report.segment_headers.append(number)
 
 
 def verify(
@@ -152,8 +159,14 @@ def _check_segments(
 def check_segment(
     reader: Reader, number: int, tally: Tally, before_read: BeforeRead = lambda _: None
 ) -> None:
-    """Check every chunk that the index knows in a segment."""
+    """Check every chunk that the index knows in a segment, and the segment's header."""
+    header = reader.pread(number, 0, segment.SEGMENT_HEADER_BYTES)
+    # A segment that is not there, or was only begun, is a matter of its chunks.
+    reason = segment.wrong_header(header, number) if header else ""
     for rows in _pages(reader.conn, number):
+        if reason:
+            tally.bad_segment_header(number, reason)
+            reason = ""
         _check_rows(reader, rows, tally, before_read)
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from strandline_contracts.events import DamageFound
 from strandline_contracts.points import Issue, Totals
-from strandline_replica_store.checking.scrub import Round, note_verified, rewrite_damaged
+from strandline_replica_store.checking.scrub import Round, mend_files, note_verified
 from strandline_replica_store.checking.verify import Cancelled, Report, verify
 from strandline_replica_store.errors import Damaged
 from strandline_replica_store.files import segment
@@ -77,7 +77,7 @@ class VerifyJob:
                 stop=stop,
                 steady=replica.maintenance,
             )
-        rewrite_damaged(replica, report.damages)
+        mend_files(replica, report)
         if report.missing_chunks:
             replica.mark_inconsistent(f"{report.missing_chunks} chunks are missing")
         whole = Round(began_at_ns, report.chunks, report.read_bytes, report.damaged)

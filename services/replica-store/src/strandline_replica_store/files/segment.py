@@ -65,6 +65,26 @@ def parse_segment_header(data: bytes | memoryview) -> tuple[int, str]:
         raise Damaged("a segment of a source that is none") from error
 
 
+def wrong_header(data: bytes | memoryview, number: int) -> str:
+    """Return what is wrong with the header of segment `number`, "" for nothing."""
+    try:
+        found, _ = parse_segment_header(data)
+    except Damaged as error:
+        return f"segment {number}: {error.message}"
+    return "" if found == number else f"segment {number} says that it is {found}"
+
+
+def write_header_anew(folder: str, number: int, source: str) -> None:
+    """Write the header of a segment that is there over the old one: all of it is known. Raises
+    OSError."""
+    fd = os.open(path_of(folder, number), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, pack_segment_header(number, source), 0)
+        durable.sync(fd)
+    finally:
+        os.close(fd)
+
+
 def pack_chunk_header(
     chunk: int,
     codec: int,
