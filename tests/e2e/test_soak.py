@@ -32,8 +32,10 @@ SETTINGS = """
 [store]
 delete_delay_days = 0.002
 housekeeping_every_s = 5
+lease_s = 10
 """
-"""What is deleted goes after three minutes, and the store looks after itself all the time."""
+"""What is deleted goes after three minutes, and the store looks after itself all the time: it
+forgets again ten seconds after each of its starts."""
 SHIPPING = ["express-full", "express-full", "express-full", "check", "restore"]
 KEEPING = ["reindex", "compact", "verify", "delete", "undelete"]
 
