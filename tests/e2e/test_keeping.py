@@ -84,7 +84,7 @@ def test_a_deleted_point_is_there_until_the_delay_is_over(stack: Stack) -> None:
     assert (done["deleted"], done["replica_deleted"]) == ([1, 2], False)
     assert 6.9 * DAY_S < seconds_until(done["undelete_until"]) < 7.1 * DAY_S
     assert deleted(stack, "single") == [1, 2]
-    assert "deleted until" in stack.run("points", "single").stdout
+    assert "deleted, gone after" in stack.run("points", "single").stdout
     check_restores(stack, "single", kept, 1, 2, 3)
     stack.json("store", "compact", "single", "--wait")
     assert len(stack.points("single")) == 3, "the delay is not over"
@@ -101,7 +101,7 @@ def test_a_deleted_replica_comes_back_whole(stack: Stack) -> None:
     done = stack.json("unprotect", "whole", "--delete-replica", "--yes")
     assert done["unprotected"]["protected"] is False
     assert (done["replica_deleted"], done["verb"], done["state"]) == (True, "delete", "durable")
-    told = "whole: deleted until"
+    told = "whole: deleted, gone after"
     until(lambda: told in stack.run("status").stdout, "the catalog knows it")
     (listed,) = [r for r in stack.json("store", "list")["replicas"] if r["name"] == "whole"]
     assert listed["replica_deleted"] is True

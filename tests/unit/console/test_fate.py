@@ -48,5 +48,5 @@ def test_words_and_remarks() -> None:
         "4 damaged chunks",
         "2 recovery points held",
     ]
-    assert fate([0], replica(0)).remarks()[0].startswith("deleted until 2026-09-21")
+    assert fate([0], replica(0)).remarks()[0].startswith("deleted, gone after 2026-09-21")
     assert fate([], replica(1, inconsistent="why")).remarks()[0] == "inconsistent: why"

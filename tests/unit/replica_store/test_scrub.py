@@ -268,6 +268,22 @@ def test_a_bad_manifest_is_told_put_aside_and_written_anew(world: World) -> None
     assert world.told() == ["replica.verified"]
 
 
+def test_a_chunk_that_was_read_wrongly_once_is_relied_on_again(world: World) -> None:
+    chunk = world.flip_chunk(0)
+    world.work()
+    world.work(days=DAYS)
+    assert world.verified().damaged_chunks == 1
+    world.take_events()
+    assert world.flip_chunk(0) == chunk, "the bit is as it was"
+    world.work(days=DAYS)
+    repaired, whole = (event.data for event in world.take_events())
+    assert isinstance(repaired, DamageRepaired)
+    assert (repaired.chunk, repaired.by) == (chunk, "store")
+    assert isinstance(whole, ReplicaVerified)
+    assert whole.damaged == 0
+    assert world.verified().damaged_chunks == 0
+
+
 def test_a_bad_segment_header_is_told_and_written_anew(world: World) -> None:
     path = segment.path_of(world.replica.segments_folder, 1)
     sound = Path(path).read_bytes()

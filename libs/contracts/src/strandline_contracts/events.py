@@ -53,11 +53,11 @@ class DamageFound(msgspec.Struct, frozen=True, kw_only=True, tag="damage_found")
 
 
 class DamageRepaired(msgspec.Struct, frozen=True, kw_only=True, tag="damage_repaired"):
-    """`evt.<store>.damage.repaired.<source>`: a damaged chunk (0: a manifest, or a
-    segment's header) is whole again.
+    """`evt.<store>.damage.repaired.<source>`: a damaged chunk is whole again (0: a manifest,
+    or a segment's header).
 
     `by` is who brought the bytes: an agent's caller token, `index`, `name` (a segment's header says
-    what its name does), later a tape or a site.
+    what its name does), `store` (they were read wrongly and are sound), later a tape or a site.
     """
 
     chunk: int

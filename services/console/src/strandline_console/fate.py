@@ -56,7 +56,7 @@ class Fate:
     def words(self, number: int) -> list[str]:
         """Return what a person should know of a recovery point."""
         until_ns = self.deleted_until_ns(number)
-        deleted = [f"deleted until {time_text(until_ns)}"] if until_ns else []
+        deleted = [f"deleted, gone after {time_text(until_ns)}"] if until_ns else []
         return deleted + (["held"] if self.is_held(number) else [])
 
     def document(self, number: int) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Fate:
                 if ALL in self.deleted
                 else f"{_counted(len(self.deleted), 'recovery point')} deleted"
             )
-            found.append(f"{what} until {time_text(self.due_at_ns)}")
+            found.append(f"{what}, gone after {time_text(self.due_at_ns)}")
         if self.held:
             found.append(
                 "all held"

@@ -215,7 +215,7 @@ def _added(current: Round, tally: Tally) -> Round:
 
 
 def mend_files(replica: Replica, report: Report) -> None:
-    """Write anew what was found damaged and whose content is known.
+    """Write anew what was found damaged and whose content is known; rely on what is sound again.
 
     Manifests come from the index, the damaged ones are put aside; headers of segments from their
     names. What cannot be done now is known and told: it is found again in the next round.
@@ -226,6 +226,8 @@ def mend_files(replica: Replica, report: Report) -> None:
             replica.rewrite(numbers)
         for number in report.segment_headers:
             _mend_header(replica, number)
+        if report.sound_again:
+            replica.take_back_damage(report.sound_again)
     except StoreError as error:
         logger().error("file.not_mended", code=error.code, error=error.message)
 

@@ -56,6 +56,9 @@ class Report:
     missing_chunks: int = 0
     segment_headers: list[int] = field(default_factory=list)
     """The segments whose own header is damaged: harmless, and its content is known."""
+    sound_again: list[ChunkRow] = field(default_factory=list)
+    """Chunks that were read as damaged once and now are what their digests say (at most
+    MAX_DAMAGES of them): memory or a cable was to blame."""
 
 
 class Tally:
@@ -83,6 +86,11 @@ class Tally:
                 if len(self.report.damages) < MAX_DAMAGES:
                     self.report.damages.append(damage)
             self._on_damage(damage)
+
+    def sound_again(self, row: ChunkRow) -> None:
+        with self._lock:
+            if len(self.report.sound_again) < MAX_DAMAGES:
+                self.report.sound_again.append(row)
 
     def bad_segment_header(self, number: int, reason: str) -> None:
         self.bad(DamageFound(chunk=0, segment=number, offset=0, reason=reason))
@@ -163,11 +171,13 @@ def check_segment(
     header = reader.pread(number, 0, segment.SEGMENT_HEADER_BYTES)
     # A segment that is not there, or was only begun, is a matter of its chunks.
     reason = segment.wrong_header(header, number) if header else ""
+    query = "SELECT id FROM chunk WHERE segment = ? AND bad"
+    known_bad = {chunk for (chunk,) in reader.conn.execute(query, (number,))}
     for rows in _pages(reader.conn, number):
         if reason:
             tally.bad_segment_header(number, reason)
             reason = ""
-        _check_rows(reader, rows, tally, before_read)
+        _check_rows(reader, rows, known_bad, tally, before_read)
 
 
 def _pages(conn: apsw.Connection, number: int) -> Iterator[list[ChunkRow]]:
@@ -187,7 +197,11 @@ def _pages(conn: apsw.Connection, number: int) -> Iterator[list[ChunkRow]]:
 
 
 def _check_rows(
-    reader: Reader, rows: list[ChunkRow], tally: Tally, before_read: BeforeRead
+    reader: Reader,
+    rows: list[ChunkRow],
+    known_bad: set[int],
+    tally: Tally,
+    before_read: BeforeRead,
 ) -> None:
     for place in merged(rows):
         before_read(place.size_bytes)
@@ -196,6 +210,8 @@ def _check_rows(
             reason = _wrong(row, data[row.offset - place.offset :])
             if reason:
                 tally.bad(describe(reader.conn, row, reason))
+            elif row.id in known_bad:
+                tally.sound_again(row)
         tally.good(len(place.rows), sum(row.plain_bytes for row in place.rows))
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from strandline_replica_store.errors import (
 from strandline_replica_store.files import durable, segment
 from strandline_replica_store.files.manifest import ManifestWriter
 from strandline_replica_store.replica import index, mend
+from strandline_replica_store.replica.index import ChunkRow
 from strandline_replica_store.replica.rules import JobRow
 from strandline_runtime import outbox
 
@@ -250,6 +251,18 @@ class ReplicaCore:
                 if not conn.changes() or mend.are_many_bad(conn):
                     return
             self.tell(conn, "damage", "found", damage)
+
+        self.on_database(change)
+
+    def take_back_damage(self, rows: Iterable[ChunkRow]) -> None:
+        """Rely again on chunks that were found damaged and are sound when read again."""
+
+        def change(conn: apsw.Connection) -> None:
+            query = "SELECT 1 FROM chunk WHERE id = ? AND segment = ? AND offset = ? AND bad"
+            places = ((row.id, row.segment, row.offset) for row in rows)
+            back = [place[0] for place in places if conn.execute(query, place).fetchone()]
+            self.tell_mended(back, "store")
+            conn.executemany("UPDATE chunk SET bad = 0 WHERE id = ?", ((chunk,) for chunk in back))
 
         self.on_database(change)
 
