@@ -11,6 +11,7 @@ from support.stack import PROCESSES, Stack, copy, differences, until
 
 NAME = "killed"
 SUPERVISOR = "supervisor"
+_NOT_TAKEN = ("no stack is up", "the bus went away")
 VICTIMS = (*sorted(PROCESSES), SUPERVISOR)
 
 
@@ -114,8 +115,8 @@ class KilledSource:
         amid = job.poll() is None
         self.kill(victim)
         output, errors = job.communicate(timeout=120)
-        if victim == SUPERVISOR and "no stack is up" in errors:
-            # The command had not looked for the stack yet: it is right, and says what to do.
+        if victim == SUPERVISOR and any(text in errors for text in _NOT_TAKEN):
+            # The whole stack was gone before the command was taken: it says so, and is given again.
             self.stack.json(*argv)
             amid = False
         else:

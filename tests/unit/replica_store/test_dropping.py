@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from strandline_contracts.codec import decode
@@ -279,6 +280,34 @@ def test_a_swap_cut_short_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch)
         assert rows(left, exact=True) == before
         replica.close()
         replica = open_replica(folder)
+    replica.close()
+
+
+def test_nobody_opens_an_index_while_another_takes_its_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader with the file of one and the log of the other would read a mixture."""
+    replica = filled(folder)
+    opened: list[apsw.Connection] = []
+    at_swap: list[bool] = []
+    thread = threading.Thread(
+        target=lambda: opened.append(index.connect_to_read(str(folder / "index.db")))
+    )
+    sound = durable.sync_folder
+
+    def amid_the_swap(path: str) -> None:
+        if not at_swap and not (folder / "index.db").exists():
+            thread.start()
+            thread.join(0.2)
+            at_swap.append(thread.is_alive())
+        sound(path)
+
+    monkeypatch.setattr(durable, "sync_folder", amid_the_swap)
+    replica.reindex()
+    thread.join(30)
+    assert at_swap == [True], "it waits"
+    assert opened[0].execute("SELECT count(*) FROM point").get == POINTS
+    opened[0].close()
     replica.close()
 
 

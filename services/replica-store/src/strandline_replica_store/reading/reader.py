@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple
 
 import apsw
@@ -102,17 +102,14 @@ class Reader:
         rows: list[ChunkRow] = []
         known = tree.chunk_rows(self.conn, ids)
         for chunk in ids:
-            try:
-                row = _sound(known, chunk)
-            except DamagedChunk:
-                if not rows:
-                    raise
-                break
+            if chunk not in known:
+                raise NoSuch(f"chunk {chunk} is not here")
+            row, _ = known[chunk]
             max_bytes -= row.stored_bytes + RECORD_EXTRA_BYTES
             if rows and max_bytes < 0:
                 break
             rows.append(row)
-        found = self._read(rows)
+        found = self._read(rows, {row.id for row in rows if known[row.id][1]})
         whole: list[StoredChunk] = []
         for row in rows:
             stored = found[row.id]
@@ -123,8 +120,14 @@ class Reader:
             whole.append(StoredChunk(row.id, row.digest, row.plain_bytes, row.codec, stored))
         return whole
 
-    def _read(self, rows: Sequence[ChunkRow]) -> dict[int, memoryview | DamagedChunk]:
-        """Return the stored bytes of each chunk, or what is wrong with it."""
+    def _read(
+        self, rows: Sequence[ChunkRow], suspects: Set[int]
+    ) -> dict[int, memoryview | DamagedChunk]:
+        """Return the stored bytes of each chunk, or what is wrong with it.
+
+        `suspects` were found damaged before. They may have been read wrongly, so they are tried;
+        their plain bytes are checked here as well.
+        """
         found: dict[int, memoryview | DamagedChunk] = {}
         places = list(merged(sorted(rows, key=lambda row: (row.segment, row.offset))))
         room = self._buffers.take(sum(place.size_bytes for place in places))
@@ -133,9 +136,14 @@ class Reader:
             data = data[: self.read_into(data, place.segment, place.offset)]
             for row in place.rows:
                 try:
-                    found[row.id] = stored_of(row, data[row.offset - place.offset :])
+                    stored = stored_of(row, data[row.offset - place.offset :])
+                    if row.id in suspects:
+                        check_chunk(row.digest, row.plain_bytes, row.codec, stored)
+                    found[row.id] = stored
                 except DamagedChunk as error:
                     found[row.id] = error
+                except BadChunk as error:
+                    found[row.id] = DamagedChunk(row, error.message)
         return found
 
     def pread(self, number: int, offset: int, size_bytes: int) -> bytes:
@@ -220,15 +228,6 @@ class _PlainChunks:
         if len(self._kept) > KEPT_PLAIN_CHUNKS:
             self._kept.popitem(last=False)
         return plain
-
-
-def _sound(rows: Mapping[int, tuple[ChunkRow, bool]], chunk: int) -> ChunkRow:
-    found = rows.get(chunk)
-    if found is None:
-        raise NoSuch(f"chunk {chunk} is not here")
-    if found[1]:
-        raise DamagedChunk(found[0], "found before")
-    return found[0]
 
 
 def merged(rows: Sequence[ChunkRow]) -> Iterator[Place]:

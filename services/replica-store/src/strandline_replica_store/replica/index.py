@@ -9,6 +9,7 @@ wades through dead rows. Applying a manifest touches only what it changed.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -36,6 +37,9 @@ from strandline_runtime import outbox
 SCHEMA_VERSION = 2
 CHECKSUM_BYTES = 8
 """Kept free at the end of each page: what the check sums of SQLite's `cksumvfs` take."""
+STEADY = threading.Lock()
+"""Held while another index is put in the place of one, and while a reader opens one: file, log and
+shared memory are found by name, one after the other, and must be of one index."""
 FOREVER = (1 << 63) - 1
 """`died` of a row that still holds."""
 WRITER_CACHE_KIB = 16 * 1024
@@ -148,6 +152,11 @@ def connect(path: str) -> apsw.Connection:
 
 def connect_to_read(path: str) -> apsw.Connection:
     """Open an index that a writer may have open, read-only. Raises Outdated and apsw.Error."""
+    with STEADY:
+        return _connect_to_read(path)
+
+
+def _connect_to_read(path: str) -> apsw.Connection:
     conn = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY, vfs=_checking_vfs())
     try:
         conn.set_busy_timeout(BUSY_TIMEOUT_MS)

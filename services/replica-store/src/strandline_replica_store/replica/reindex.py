@@ -139,13 +139,14 @@ def swap(path: str, aside: str = "") -> None:
     and leaves the files of the new one alone. Between the renames there is none at `path`; then the
     next opening goes on here.
     """
-    if os.path.exists(path):
-        durable.rename(path, path + ".old")
-    # The log of the old one must not become that of the new one.
-    durable.remove(path + "-wal")
-    durable.remove(path + "-shm")
-    durable.sync_folder(os.path.dirname(path))
-    durable.rename(new_path(path), path)
+    with index.STEADY:
+        if os.path.exists(path):
+            durable.rename(path, path + ".old")
+        # The log of the old one must not become that of the new one.
+        durable.remove(path + "-wal")
+        durable.remove(path + "-shm")
+        durable.sync_folder(os.path.dirname(path))
+        durable.rename(new_path(path), path)
     if aside and os.path.exists(path + ".old"):
         durable.make_folder(os.path.dirname(aside))
         durable.rename(path + ".old", aside)
