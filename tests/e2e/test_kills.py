@@ -38,6 +38,12 @@ def test_invariant_10_killed_in_the_middle(source: KilledSource, victim: str) ->
     pytest.fail(f"the job was always over before the {victim} was killed")
 
 
+def test_a_command_waits_for_a_store_that_is_just_started_again(source: KilledSource) -> None:
+    source.stack.kill("store")
+    listed = source.stack.json("browse", NAME, "--at", str(source.kept[-1]))
+    assert listed["entries"]
+
+
 def test_invariant_10_no_recovery_point_is_wrong(source: KilledSource) -> None:
     assert len(source.kept) > 1
     source.stack.json("verify", NAME, "--wait")

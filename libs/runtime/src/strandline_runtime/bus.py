@@ -23,7 +23,7 @@ from strandline_contracts.names import Role, caller
 from strandline_contracts.queries import Refused
 from strandline_contracts.subjects import Subjects, inbox_prefix
 from strandline_runtime import lean, metrics, responder
-from strandline_runtime.errors import BusError, RemoteRefused, Unreachable
+from strandline_runtime.errors import BusError, NobodyListens, RemoteRefused, Unreachable
 from strandline_runtime.keys import read_credential
 from strandline_runtime.logs import logger
 from strandline_runtime.responder import Encoded, Handler, Request
@@ -241,7 +241,8 @@ class Bus:
         except BusError as error:
             if error.code == "bus.too_large":
                 raise
-            raise Unreachable(f"{role} {instance} did not answer {call}: {error}") from error
+            kind = NobodyListens if error.code == "bus.unreachable" else Unreachable
+            raise kind(f"{role} {instance} did not answer {call}: {error}") from error
         found = decode(answer.data, cast("type[T | Refused]", reply | Refused))
         if isinstance(found, Refused):
             raise RemoteRefused.of(found)

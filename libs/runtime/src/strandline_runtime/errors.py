@@ -46,6 +46,10 @@ class Unreachable(BusError):
     hint = "The service that should answer is down or busy: strandline status."
 
 
+class NobodyListens(Unreachable):
+    """Nobody is there to answer: the question reached nobody."""
+
+
 class RemoteRefused(RuntimeFault):
     """The other side refused a call: its own code, message, hint and retryable."""
 

@@ -120,9 +120,7 @@ async def _store_page(site: Site, source: Source, after: int, limit: int) -> Poi
     """Ask the store for points above `after`; a source that it has no replica of has none."""
     question = Points(source=source.id, after=after, limit=limit)
     try:
-        return await site.bus.call(
-            "store", source.store, "points", question, PointPage, timeout_s=10.0
-        )
+        return await site.ask_store(source.store, "points", question, PointPage)
     except RemoteRefused as error:
         if error.code == NO_REPLICA:
             return PointPage(points=[], more=False)

@@ -87,14 +87,8 @@ async def resolve(
 async def _inodes(
     site: Site, source: Source, point: RecoveryPoint, paths: list[bytes]
 ) -> list[Inode | None]:
-    answer = await site.bus.call(
-        "store",
-        source.store,
-        "resolve",
-        Resolve(source=source.id, point=point.number, paths=paths),
-        Resolved,
-        timeout_s=10.0,
-    )
+    question = Resolve(source=source.id, point=point.number, paths=paths)
+    answer = await site.ask_store(source.store, "resolve", question, Resolved)
     return answer.inodes
 
 
@@ -116,19 +110,9 @@ async def list_folder(
     """Return the entries of a folder by name."""
     found: list[tuple[bytes, Inode]] = []
     while True:
-        page = await site.bus.call(
-            "store",
-            source.store,
-            "list",
-            List(
-                source=source.id,
-                point=point.number,
-                folders=[folder],
-                after=found[-1][0] if found else b"",
-            ),
-            Listing,
-            timeout_s=15.0,
-        )
+        after = found[-1][0] if found else b""
+        question = List(source=source.id, point=point.number, folders=[folder], after=after)
+        page = await site.ask_store(source.store, "list", question, Listing)
         found += [(name.name, inode) for name, inode in zip(page.names, page.inodes, strict=True)]
         if page.done or not page.names:
             return found

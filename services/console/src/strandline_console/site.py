@@ -24,11 +24,15 @@ from strandline_contracts.subjects import POLICY_STREAM, policy_subject
 from strandline_runtime import logs
 from strandline_runtime.assignments import accept_assignment, trusted_keys
 from strandline_runtime.bus import Bus
-from strandline_runtime.errors import BusError
+from strandline_runtime.errors import BusError, NobodyListens
 from strandline_runtime.keys import read_signing_seed
 from strandline_runtime.settings import CONFIG_VARIABLE, Settings, load
 
 CONNECT_WAIT_S = 10.0
+ANSWER_WITHIN_S = 10.0
+STARTING_WAIT_S = 5.0
+"""So long a command waits, in all, for stores that are just being started again."""
+STARTING_LOOK_S = 0.2
 
 MAX_TRIES = 5
 
@@ -65,6 +69,20 @@ class Site:
         self.settings = settings
         self.trusted: Mapping[bytes, Authority] = trusted_keys(settings.trusted_keys)
         self._seed = read_signing_seed(settings.signing_seed)
+        self._waits = int(STARTING_WAIT_S / STARTING_LOOK_S)
+
+    async def ask_store(self, store: str, call: str, request: Message, reply: type[T]) -> T:
+        """Ask a store; wait a little where nobody listens. Raises as Bus.call does."""
+        while True:
+            try:
+                return await self.bus.call(
+                    "store", store, call, request, reply, timeout_s=ANSWER_WITHIN_S
+                )
+            except NobodyListens:
+                if not self._waits:
+                    raise
+            self._waits -= 1
+            await asyncio.sleep(STARTING_LOOK_S)
 
     def signed(self, message: Message, purpose: Purpose) -> bytes:
         """Return `message` signed by the operator for `purpose`."""
