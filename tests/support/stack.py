@@ -120,14 +120,19 @@ class Stack:
 
     def pid(self, what: str) -> int:
         """Return the main process of one of PROCESSES: the oldest that matches."""
-        needle = PROCESSES[what]
-        pids = [pid for pid, argv in self.processes().items() if needle in argv]
-        if what == "postgres":
-            pids = [pid for pid in pids if b"-D" in self.processes().get(pid, b"")]
+        pids = self._pids(what)
         assert pids, f"no process for {what}: {self.processes()}"
         return min(pids)
 
+    def _pids(self, what: str) -> list[int]:
+        pids = [pid for pid, argv in self.processes().items() if PROCESSES[what] in argv]
+        if what == "postgres":
+            pids = [pid for pid in pids if b"-D" in self.processes().get(pid, b"")]
+        return pids
+
     def kill(self, what: str) -> None:
+        """Kill one of PROCESSES, once it is there again if it was killed just before."""
+        until(lambda: bool(self._pids(what)), f"{what} is there")
         os.kill(self.pid(what), signal.SIGKILL)
 
     def agent(self, server: str) -> int:

@@ -75,7 +75,7 @@ def hold_document(found: Hold, name: str) -> dict[str, Any]:
 
 def hold_text(found: Hold, name: str) -> str:
     if not found.points:
-        return f"{name}: nothing is held"
+        return f"{name}: nothing is held any more"
     if ALL in found.points:
         return f"{name}: all recovery points are held, also those that come"
     several = len(found.points) > 1
