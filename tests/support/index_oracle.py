@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import apsw
 from hypothesis import strategies as st
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from strandline_contracts.codec import decode
 from strandline_contracts.points import EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO, Extent, Inode, Name
 from strandline_replica_store.files.manifest import Delta
-from strandline_replica_store.replica import tree
+from strandline_replica_store.replica import index, tree
 from support.replicas import inode
 
 FILES = range(2, 7)
@@ -132,3 +135,51 @@ def without(delta: Delta, dead: set[int]) -> Delta:
         delta.gone_names,
         delta.issues,
     )
+
+
+def normalised(conn: apsw.Connection) -> dict[str, list[tuple[Any, ...]]]:
+    """Return what the index says of its recovery points, whichever way it came to say it.
+
+    Two indexes of the same manifests give the same, also when points were dropped from one of
+    them. Holds all of it in memory.
+    """
+    kept = [number for (number,) in conn.execute("SELECT number FROM point ORDER BY number")]
+
+    def first_from(number: int) -> int:
+        at = bisect_left(kept, number)
+        return kept[at] if at < len(kept) else index.FOREVER
+
+    def spanned(rows: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+        for *key, born, died in rows:
+            if first_from(born) != first_from(died):
+                yield (*key, first_from(born), first_from(died))
+
+    extents = spanned(
+        conn.execute(
+            "SELECT file, start, blocks, kind, chunk, chunk_block, born, ?1 FROM extent UNION ALL"
+            " SELECT file, start, blocks, kind, chunk, chunk_block, born, died FROM extent_past",
+            (index.FOREVER,),
+        )
+    )
+    return {
+        "point": list(conn.execute("SELECT number, digest, job, record FROM point ORDER BY 1")),
+        "extent": _joined_extents(sorted(extents, key=lambda row: (row[0], *row[6:], row[1]))),
+        "inode": sorted(spanned(conn.execute("SELECT file, record, born, died FROM inode"))),
+        "name": sorted(spanned(conn.execute("SELECT parent, name, file, born, died FROM name"))),
+    }
+
+
+def _joined_extents(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Make one of rows that go on, in the file and in the chunk, where the one before ends."""
+    found: list[tuple[Any, ...]] = []
+    for row in rows:
+        file, start, blocks, kind, chunk, chunk_block, *span = row
+        if found:
+            last = found[-1]
+            goes_on = (last[0], last[1] + last[2], last[3], last[4], *last[6:])
+            at = last[5] + last[2] if chunk else 0
+            if goes_on == (file, start, kind, chunk, *span) and at == chunk_block:
+                found[-1] = (*last[:2], last[2] + blocks, *last[3:])
+                continue
+        found.append((file, start, blocks, kind, chunk, chunk_block, *span))
+    return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strandline_console.browsing import clean_path, readings
 from strandline_console.nearest import MAX_NAMES, nearest
-from strandline_console.reading import clean_path, readings
 
 
 def test_the_most_alike_come_first() -> None:

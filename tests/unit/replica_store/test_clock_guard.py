@@ -228,7 +228,9 @@ def test_the_mark_is_not_written_at_every_look(world: World) -> None:
 
 def test_the_tool_for_people(tmp_path: Path) -> None:
     tool = [sys.executable, "-m", "strandline_replica_store.forgetting.clock_guard", str(tmp_path)]
-    assert subprocess.run(tool, capture_output=True, check=False).returncode == 1
+    refused = subprocess.run(tool, capture_output=True, check=False)
+    assert refused.returncode == 1
+    assert json.loads(refused.stdout)["error"]["code"] == "store.not_allowed"
     (tmp_path / "store.json").write_text("{}")
     found = json.loads(subprocess.run(tool, capture_output=True, check=True).stdout)
     assert (found["doubt"], found["accepted"]) == ("", False)

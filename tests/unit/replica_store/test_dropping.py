@@ -23,6 +23,7 @@ from strandline_replica_store.reading.reader import Reader
 from strandline_replica_store.replica import index, rewrite
 from strandline_replica_store.replica.replica import Replica
 from strandline_runtime import outbox
+from support import index_oracle
 from support.replicas import (
     SERVER,
     content,
@@ -74,7 +75,7 @@ def rows(folder: Path, *, exact: bool = False) -> dict[str, Any]:
             return {name: list(conn.execute(f"SELECT * FROM {name}")) for name in tables}
         # Not `staged`: chunks of dropped points are named no more, which an older index ignores.
         chunks = list(conn.execute("SELECT id, digest, codec, segment, offset, bad FROM chunk"))
-        return {"chunk": chunks, **index.normalised(conn)}
+        return {"chunk": chunks, **index_oracle.normalised(conn)}
     finally:
         conn.close()
 

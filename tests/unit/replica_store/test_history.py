@@ -14,6 +14,7 @@ from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.reading.reader import Reader
 from strandline_replica_store.replica import index, tree
 from strandline_replica_store.replica.replica import Replica
+from support import index_oracle
 from support.replicas import batch, chunk, content, inode, new_replica, open_replica, ship
 
 FILES = st.integers(2, 4)
@@ -131,7 +132,7 @@ class History:
     def rows(self) -> dict[str, object]:
         conn = index.connect_to_read(str(self.folder / "index.db"))
         try:
-            return dict(index.normalised(conn))
+            return dict(index_oracle.normalised(conn))
         finally:
             conn.close()
 

@@ -17,6 +17,7 @@ from strandline_replica_store.files.manifest import ChunkName, Delta, Head, Mani
 from strandline_replica_store.replica import dropping, index, rewrite
 from strandline_replica_store.replica.dropping import Chain, Step
 from strandline_replica_store.replica.index import ChunkRow
+from support import index_oracle
 from support.index_oracle import Oracle, deltas, filled, seen, without
 from support.replicas import SOURCE, inode
 
@@ -146,7 +147,7 @@ def test_every_kept_point_reads_as_it_was(history: list[list[Delta]], data: st.D
             check(line.conn, line.states)
             anew = line.made_anew()
             check(anew, line.states)
-            assert index.normalised(anew) == index.normalised(line.conn)
+            assert index_oracle.normalised(anew) == index_oracle.normalised(line.conn)
             anew.close()
         for number, digest in line.conn.execute("SELECT number, digest FROM point"):
             assert digest == identities[number]
@@ -158,12 +159,12 @@ def test_many_are_rewritten_in_one_pass_and_say_the_same(tmp_path: Path) -> None
     line = Line(tmp_path)
     for number in range(1, 6):
         line.commit([Delta(extents=[Extent(2, number, 2, 0, number, 0)], inodes=[inode(2, 99)])])
-    before = index.normalised(line.conn)
+    before = index_oracle.normalised(line.conn)
     steps = dropping.again([1, 2, 3, 4, 5], {1, 3, 4, 5})
     assert [each.mended for each in rewrite.write_all(line.folders, steps)] == [False] * 4
     assert manifest.head_of(line.path(3)).replaces
     assert not manifest.head_of(line.path(2)).replaces
-    assert index.normalised(line.made_anew()) == before
+    assert index_oracle.normalised(line.made_anew()) == before
 
 
 def test_truncated_and_grown_again_is_a_hole(tmp_path: Path) -> None:

@@ -51,13 +51,6 @@ def digests(plain: memoryview | bytes) -> bytes:
         )
 
 
-def kind_of(digest: bytes) -> int:
-    """Return the kind of extent for a block with this digest or mark."""
-    if digest == ZERO_DIGEST:
-        return EXTENT_ZERO
-    return EXTENT_HOLE if digest == HOLE else EXTENT_DATA
-
-
 def changed_runs(old: bytes | None, new: bytes, first: int = 0) -> list[Run]:
     """Return the runs in which digests `new` differ from `old`, counted from block `first` on.
 

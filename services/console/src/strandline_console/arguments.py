@@ -11,7 +11,7 @@ from strandline_console.site import Site, with_site
 
 State = Annotated[str, typer.Option("--state", metavar="DIR", help="State folder of the stack.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Return when it is durable, or has failed.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A data source.")]
 Points = Annotated[

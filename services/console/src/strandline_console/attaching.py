@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 
 from strandline_console.documents import source_document
-from strandline_console.errors import NoSuchThing, WrongUse
+from strandline_console.errors import WrongUse
 from strandline_console.local_store import ToolFailed, local_store, run_tool
-from strandline_console.nearest import nearest
 from strandline_console.outcome import print_document, say
 from strandline_console.protecting import NameTaken, change_assignment, tell_changed
 from strandline_console.site import Site
@@ -34,10 +33,6 @@ async def attach_replica(
     A repeated command finishes what an interrupted one has begun. Raises NoSuchThing, NotLocal,
     NameTaken, ToolFailed, BusError.
     """
-    if store and store not in site.settings.stores:
-        raise NoSuchThing(
-            f"no store is called {store!r}", nearest=nearest(store, site.settings.stores)
-        )
     store, root = local_store(site.settings.state_dir, store)
     found = await asyncio.to_thread(run_tool, "store.attach", "look", root, folder)
     known = next((one for one in await site.sources() if one.id == found["source"]), None)

@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from strandline_console.arguments import Json, Name, State, Wait, run
+from strandline_console.browsing import show_folder
 from strandline_console.commanding import finish, run_now
 from strandline_console.documents import source_document
 from strandline_console.following import show_events, show_jobs
 from strandline_console.outcome import say
-from strandline_console.overview import show_status
 from strandline_console.points import show_points
 from strandline_console.protecting import protect as protect_source
-from strandline_console.reading import show_folder
 from strandline_console.restoring import send_restore
 from strandline_console.site import Site
+from strandline_console.site_status import show_status
 
 Follow = Annotated[bool, typer.Option("--follow", help="Go on with what comes.")]
 At = Annotated[
@@ -31,7 +31,7 @@ At = Annotated[
 
 
 def status(state: State = "", as_json: Json = False) -> None:
-    """Show every service and data source; exit 0 only if all services are ready.
+    """Show services and data sources; exit 0 only if all are ready.
 
     \b
     Example:
@@ -46,7 +46,7 @@ def status(state: State = "", as_json: Json = False) -> None:
 
 def protect(
     *,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders or files.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders or files.")],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.")],
     exclude: Annotated[
         list[str] | None,
@@ -62,7 +62,9 @@ def protect(
     state: State = "",
     as_json: Json = False,
 ) -> None:
-    """Protect folders or files as one data source, and make its first replica at once.
+    """Protect folders or files as one data source.
+
+    Its first replica is made at once.
 
     \b
     Examples:
@@ -111,7 +113,9 @@ def sync(name: Name, wait: Wait = False, state: State = "", as_json: Json = Fals
 
 
 def check(name: Name, wait: Wait = False, state: State = "", as_json: Json = False) -> None:
-    """Compare source and replica wholly, by digest, and repair the replica.
+    """Compare source and replica by digest, and repair.
+
+    All of the source is read; what differs is shipped.
 
     \b
     Example:
@@ -121,7 +125,7 @@ def check(name: Name, wait: Wait = False, state: State = "", as_json: Json = Fal
 
 
 def verify(name: Name, wait: Wait = False, state: State = "", as_json: Json = False) -> None:
-    """Read again and check all that the store holds of a data source.
+    """Read again and check all that the store holds of it.
 
     \b
     Example:
@@ -157,7 +161,7 @@ def points(
 def browse(
     *,
     name: Name,
-    path: Annotated[str, typer.Argument(metavar="[PATH]", help="A path of its tree.")] = "",
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A path of its tree.")] = "",
     at: At = "",
     state: State = "",
     as_json: Json = False,
@@ -178,14 +182,16 @@ def browse(
 
 def jobs(
     *,
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only of this source.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Only of this source.")] = "",
     follow: Follow = False,
     only_open: Annotated[bool, typer.Option("--open", help="Only those not ended.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="How many.")] = 50,
     state: State = "",
     as_json: Json = False,
 ) -> None:
-    """List jobs, newest first; with --follow each change of a job as it comes.
+    """List jobs, newest first.
+
+    With --follow each change of a job as it comes.
 
     \b
     Examples:
@@ -203,13 +209,15 @@ def jobs(
 
 def events(
     *,
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only of this source.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Only of this source.")] = "",
     follow: Follow = False,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many.")] = 50,
     state: State = "",
     as_json: Json = False,
 ) -> None:
-    """Show the newest events of the public record, and with --follow what comes.
+    """Show the newest events of the public record.
+
+    With --follow also what comes.
 
     \b
     Examples:

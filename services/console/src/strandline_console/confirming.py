@@ -33,4 +33,4 @@ async def confirm(name: str, what: str, *, yes: bool) -> None:
     sys.stderr.flush()
     typed = await asyncio.to_thread(sys.stdin.readline)
     if typed.strip() != name:
-        raise NotConfirmed("nothing was deleted: that is not the name")
+        raise NotConfirmed("nothing was deleted: that is not the name", hint=f"It is {name}.")

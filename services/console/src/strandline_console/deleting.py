@@ -36,7 +36,8 @@ async def delete(
     if as_json:
         print_document({**extra, **document, **fate.deleted_document()})
     else:
-        until = f"until {time_text(fate.due_at_ns)}" if fate.deleted else "until then"
+        delay = "until the store's own delay has passed"
+        until = f"until {time_text(fate.due_at_ns)}" if fate.deleted else delay
         print(f"It can be taken back {until}:")
         print(f"  strandline undelete {source.name}" + _options(points))
     return code
@@ -48,6 +49,8 @@ async def undelete(site: Site, source: Source, points: Sequence[int], *, as_json
     if as_json:
         fate = Fate.of_replica([], await known_replica(site, source))
         print_document({**document, **fate.deleted_document()})
+    elif not source.protected:
+        print(f"{source.name} is not protected: strandline protect PATH --name {source.name}")
     return code
 
 

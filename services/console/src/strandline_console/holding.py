@@ -65,7 +65,7 @@ def hold_document(found: Hold, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "source": found.source,
-        "held": found.points,
+        "held": [number for number in found.points if number != ALL],
         "all": ALL in found.points,
         "reason": found.reason,
         "held_at": time_document(found.held_at_ns),

@@ -17,8 +17,8 @@ from strandline_console.holding import hold as hold_points
 from strandline_console.holding import release as release_points
 from strandline_console.outcome import print_document
 from strandline_console.protecting import unprotect as unprotect_source
-from strandline_console.retaining import show_all, show_retention
-from strandline_console.retention import MAX_VALUE, parse_span
+from strandline_console.retention_of_group import show_all, show_retention
+from strandline_console.retention_rules import MAX_VALUE, parse_span
 from strandline_console.site import Site
 from strandline_contracts.policy import Hold
 
@@ -38,10 +38,10 @@ def unprotect(
     state: State = "",
     as_json: Json = False,
 ) -> None:
-    """End the protection of a data source. Its replica stays, unless you say otherwise.
+    """End the protection of a data source; its replica stays.
 
-    A deleted replica goes when the store's own delay has passed; until then
-    `strandline undelete` takes it back.
+    With --delete-replica that goes too when the store's own delay has passed;
+    until then `strandline undelete` takes it back.
 
     \b
     Examples:
@@ -73,7 +73,11 @@ def unprotect(
 def delete(
     name: Name, point: Points = None, yes: Yes = False, state: State = "", as_json: Json = False
 ) -> None:
-    """Delete single recovery points. They go when the store's own delay has passed.
+    """Delete single recovery points.
+
+    They go when the store's own delay has passed; until then `strandline
+    undelete` takes them back. Held ones are refused. All of them at once:
+    `strandline unprotect NAME --delete-replica`.
 
     \b
     Example:
@@ -97,7 +101,10 @@ def delete(
 
 
 def undelete(name: Name, point: Points = None, state: State = "", as_json: Json = False) -> None:
-    """Take back what was deleted: these recovery points, or all and the replica.
+    """Take back what was deleted.
+
+    These recovery points, or (none named) all and the replica. A source whose
+    protection was ended stays unprotected: `strandline protect` goes on.
 
     \b
     Examples:
@@ -119,7 +126,9 @@ def hold(
     state: State = "",
     as_json: Json = False,
 ) -> None:
-    """Hold recovery points (none named: all, and those that come): no rule drops them.
+    """Keep recovery points from being dropped or deleted.
+
+    None named: all, and those that come.
 
     \b
     Examples:
@@ -135,7 +144,10 @@ def hold(
 
 
 def release(name: Name, point: Points = None, state: State = "", as_json: Json = False) -> None:
-    """Release held recovery points (none named: all): the rules count for them again.
+    """End the hold of recovery points.
+
+    None named: of all. The rules count for them again, once the store's own
+    delay has passed.
 
     \b
     Examples:
@@ -160,7 +172,9 @@ def _show_hold(found: Hold, name: str, as_json: bool) -> int:
 
 def retention(
     *,
-    group: Annotated[str, typer.Argument(metavar="[GROUP]", help="Of all unless named.")] = "",
+    group: Annotated[
+        str, typer.Argument(metavar="GROUP", help="Of which group (default: show all).")
+    ] = "",
     last: Annotated[int | None, _count("--last", "The newest N.")] = None,
     days: Annotated[int | None, _count("--days", "All of the last N days.")] = None,
     hourly: Annotated[int | None, _count("--hourly", "One an hour, for N hours.")] = None,
@@ -177,14 +191,16 @@ def retention(
     state: State = "",
     as_json: Json = False,
 ) -> None:
-    """Show which recovery points a group keeps; with options, set these rules. 0 ends a rule.
+    """Show or set which recovery points a group keeps.
 
-    A recovery point is kept when any of the rules keeps it.
+    A recovery point is kept when any of the rules keeps it. Options set the
+    rules that they name, the others stay; 0 ends a rule. Where no rule is left
+    the default counts: --days 7 --daily 64.
 
     \b
     Examples:
       strandline retention default
-      strandline retention default --last 24 --daily 14 --weekly 8 --monthly 12
+      strandline retention default --days 1 --daily 14 --weekly 8 --monthly 12
     """
     asked = {
         "last": last,

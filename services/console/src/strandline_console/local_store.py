@@ -9,7 +9,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from strandline_console.errors import ConsoleError
+from strandline_console.errors import ConsoleError, NoSuchThing
+from strandline_console.nearest import nearest
+
+DEFAULT_STORE = "store-1"
 
 
 class NotLocal(ConsoleError):
@@ -28,11 +31,12 @@ class ToolFailed(ConsoleError):
 def local_store(state: Path, store: str) -> tuple[str, Path]:
     """Return the name of a store of the stack on `state` ("": its first) and its root folder.
 
-    Raises NotLocal.
+    Raises NoSuchThing, NotLocal.
     """
-    if not store:
-        stores = _settings(state, "operator").get("stores")
-        store = stores[0] if isinstance(stores, list) and stores else ""
+    stores = _settings(state, "operator").get("stores") or [DEFAULT_STORE]
+    if store and store not in stores:
+        raise NoSuchThing(f"no store is called {store!r}", nearest=nearest(store, stores))
+    store = store or stores[0]
     settings = _settings(state, store)
     root = settings.get("root") or str(Path(settings.get("state_dir", "")) / "store")
     if not (Path(root) / "store.json").exists():
@@ -51,9 +55,10 @@ def run_tool(module: str, *arguments: str | Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(done.stdout)
     except json.JSONDecodeError as error:
         last = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+        missing = "No module named" in last
         raise ToolFailed(
-            f"the store's tool {module} failed: {last}",
-            hint="It belongs to strandline-replica-store, which must be installed here.",
+            f"the store's own tool failed: {last}",
+            hint="Install strandline-replica-store here." if missing else "",
         ) from error
     if "error" in document:
         told = document["error"]

@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from strandline_console.browsing import resolve
 from strandline_console.commanding import QUEUED_FOR_S, Sent, send
 from strandline_console.documents import bytes_document
 from strandline_console.errors import ConsoleError, WrongUse
 from strandline_console.moment import parse_at
 from strandline_console.outcome import say
 from strandline_console.points import find_point
-from strandline_console.reading import resolve
 from strandline_console.site import Site, now_ns
 from strandline_console.text import path_text
 from strandline_contracts.commands import Grant, Restore

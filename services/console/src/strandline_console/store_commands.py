@@ -47,7 +47,7 @@ def list_(state: State = "", as_json: Json = False) -> None:
 
 @store.command()
 def reindex(name: Name, wait: Wait = False, state: State = "", as_json: Json = False) -> None:
-    """Make the index of a replica anew from its manifests and segments.
+    """Make a replica's index anew from manifests and segments.
 
     \b
     Example:
@@ -58,7 +58,7 @@ def reindex(name: Name, wait: Wait = False, state: State = "", as_json: Json = F
 
 @store.command()
 def compact(name: Name, wait: Wait = False, state: State = "", as_json: Json = False) -> None:
-    """Drop what retention lets go and free its space now, rather than by and by.
+    """Drop what retention lets go, and free its space now.
 
     \b
     Example:
@@ -76,7 +76,9 @@ def clock(
     state: State = "",
     as_json: Json = False,
 ) -> None:
-    """Show whether the store of this machine believes its clock; while not, nothing is dropped.
+    """Show whether this machine's store believes its clock.
+
+    While it does not, nothing is dropped.
 
     \b
     Examples:
@@ -103,7 +105,7 @@ def attach(
     state: State = "",
     as_json: Json = False,
 ) -> None:
-    """Make a replica's folder that was brought here a replica of this machine's store.
+    """Take in a replica's folder that was brought here.
 
     What it holds can be restored at once, by any server of this stack. It is
     not protected: no rule drops anything of it.

@@ -58,14 +58,14 @@ def show_clock(state: str, store: str, *, accept: bool, as_json: bool) -> int:
         }
         print_document(document)
     elif accepted:
-        print(f"{time_text(found['wall_ns'])} is right: {name} goes on from there")
+        print(f"{time_text(found['wall_ns'])} is right: {name} goes on from there within an hour")
     elif doubt:
         print(f"{name} does not believe its clock: {doubt}")
         print(f"It stands at {time_text(found['wall_ns'])}; nothing is dropped meanwhile.")
         print("When that is right: strandline store clock --accept")
     else:
         print(f"{name} believes its clock: {time_text(found['wall_ns'])}")
-    return FAILED if doubt and not accepted else DONE
+    return FAILED if doubt else DONE
 
 
 async def _answer(site: Site, store: str) -> list[ReplicaState] | None:

@@ -1,7 +1,9 @@
 """Whether the store's clock may end a life: judged by an anchor, a high-water mark, the boot.
 
-`python -m strandline_replica_store.clock_guard ROOT [--accept]` tells how the clock of the store
-in ROOT stands, and lets a person on that machine say that it is right.
+    python -m strandline_replica_store.forgetting.clock_guard ROOT [--accept]
+
+tells how the clock of the store in ROOT stands, and lets a person on that machine say that it is
+right. It prints one JSON document: that, or the error. `strandline store clock` uses it.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from strandline_replica_store.errors import Damaged
+from strandline_contracts.errors import StrandlineError
+from strandline_replica_store.errors import Damaged, NotAllowed
 from strandline_replica_store.files import checked_json, durable
+from strandline_replica_store.replica.core import translated
 
 SECOND_NS = 1_000_000_000
 TOLERANCE_NS = 60 * SECOND_NS
@@ -246,19 +250,37 @@ def _read_accepted(path: str) -> Accepted | None:
 def main(arguments: list[str]) -> int:
     """Print how the clock of the store in ROOT stands; with --accept, first say it is right."""
     if len(arguments) not in (1, 2) or arguments[1:] not in ([], ["--accept"]):
-        sys.stderr.write("usage: python -m strandline_replica_store.clock_guard ROOT [--accept]\n")
+        sys.stderr.write(__doc__ or "")
         return 2
-    root = arguments[0]
-    if not os.path.exists(os.path.join(root, "store.json")):
-        sys.stderr.write(f"{root} is no store's root\n")
+    try:
+        with translated():
+            found = _tell(arguments[0], accepting=bool(arguments[1:]))
+    except StrandlineError as error:
+        told = {"code": error.code, "message": error.message, "hint": error.hint}
+        sys.stdout.write(json.dumps({"error": told}) + "\n")
         return 1
-    if arguments[1:]:
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+def _tell(root: str, *, accepting: bool) -> dict[str, object]:
+    if not os.path.exists(os.path.join(root, "store.json")):
+        raise NotAllowed(f"{root} is not the folder of a store", hint="Name that of store.json.")
+    if accepting:
+        owner = os.stat(root).st_uid
+        if os.geteuid() != owner:
+            raise NotAllowed(
+                f"the store at {root} belongs to user {owner}", hint="Run this as that user."
+            )
         accept(root)
     now = read_clocks()
     mark = judge(read_mark(root), now)
-    state = {"doubt": mark.doubt, "wall_ns": now.wall_ns, "highest_ns": mark.highest_ns}
-    sys.stdout.write(json.dumps({**state, "accepted": bool(arguments[1:])}) + "\n")
-    return 0
+    return {
+        "doubt": "" if accepting else mark.doubt,
+        "wall_ns": now.wall_ns,
+        "highest_ns": mark.highest_ns,
+        "accepted": accepting,
+    }
 
 
 if __name__ == "__main__":

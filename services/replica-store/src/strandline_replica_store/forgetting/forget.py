@@ -1,8 +1,8 @@
 """Forgetting: carries out deletes that are due, and drops what retention lets go.
 
-A small shell around retention.py, policy_history.py, deleted.py and clock_guard.py. When anything
-is in doubt (the clock, a policy, a hold, what is deleted) nothing is forgotten. Each step may be
-killed anywhere: the next round decides anew from what is there.
+A small shell around retention, policy_history, clock_guard, and the deletes of the store. When
+anything is in doubt (the clock, a policy, a hold, what is deleted) nothing is forgotten. Each step
+may be killed anywhere: the next round decides anew from what is there.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ class Replica(Receiving):
                 reindex.forget_undone(self._conn, new)
                 self._put_in_place(new, self._conn, None, "")
 
-    # What moving chunks needs (compact.py)
+    # What moving chunks needs (compaction/)
 
     def take_chunk_ids(self, count: int) -> int:
         """Return the first of `count` chunk ids that nobody else gets."""

@@ -1,6 +1,6 @@
 """Makes a replica's folder that was brought here one of this store's.
 
-    python -m strandline_replica_store.attach look|copy|move ROOT FOLDER
+    python -m strandline_replica_store.store.attach look|copy|move ROOT FOLDER
 
 is a tool for the store's own host; the store may run meanwhile, and finds the folder by itself.
 It prints one JSON document: what the folder is, or the error. `strandline store attach` uses it.
@@ -52,7 +52,6 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     type: str
     store: str = ""
-    era: int = 0
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +146,7 @@ def _prepare(root: str, folder: str, found: Found) -> None:
         last = newest.number if newest is not None else 0
         raise Damaged(
             f"of {found.newest} recovery points the manifests hold together up to {last} only",
-            hint="The second reader (reader/) restores what can be read from such a folder.",
+            hint="strandline_reader.py, in each store's folder, restores what can be read.",
         )
     path = os.path.join(folder, "replica.json")
     with open(path, "rb") as file:
@@ -176,14 +175,16 @@ def _about(folder: str) -> About:
 
 
 def _newest(folder: str, about: About) -> manifest.Manifest:
-    """Return the newest manifest, whole and of this source."""
+    """Return the newest manifest, of this source; all of them were checked, so nothing is taken
+    away from a folder that will be refused."""
     manifests = os.path.join(folder, "manifests")
     if not (os.path.isdir(manifests) and os.path.isdir(os.path.join(folder, "segments"))):
         raise NotAReplica(f"{folder} holds no segments and manifests")
     numbers = manifest.numbers_in(manifests)
     if not numbers:
         raise NotAReplica(f"{folder} holds no recovery point")
-    newest = manifest.check(manifest.path_of(manifests, numbers[-1]))
+    for number in numbers:
+        newest = manifest.check(manifest.path_of(manifests, number))
     if newest.head.source != about.source:
         raise Damaged(f"its manifests are of source {newest.head.source}, not of {about.source}")
     return newest

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strandline_console.errors import WrongUse
-from strandline_console.retention import (
+from strandline_console.retention_rules import (
     changed,
     effective,
     parse_span,

@@ -10,7 +10,14 @@ import msgspec
 from strandline_console.errors import NoSuchThing
 from strandline_console.nearest import nearest
 from strandline_console.outcome import print_document
-from strandline_console.retention import changed, effective, retention_text, rules_of, shortens
+from strandline_console.retention_rules import (
+    changed,
+    effective,
+    goes_by_count_alone,
+    retention_text,
+    rules_of,
+    shortens,
+)
 from strandline_console.site import Site
 from strandline_console.text import table
 from strandline_contracts.policy import Group, Retention, group_key
@@ -28,6 +35,9 @@ async def show_retention(site: Site, group: str, rules: Mapping[str, int], *, as
     for line in retention_text(after.retention):
         print(f"  {line}")
     print(f"Days begin at midnight, {after.timezone}. The newest and what is held always stay.")
+    if rules and goes_by_count_alone(after.retention):
+        print("A server that was taken over can push old ones out by making many: a rule over")
+        print("time beside it (--days, --daily, ...) keeps one of each period whatever comes.")
     if shortened:
         print("It keeps less than before: the store lets nothing go because of that before its")
         print("own delay has passed (delete_delay_days). Until then the change can be taken back.")

@@ -44,6 +44,11 @@ def shortens(old: Retention, new: Retention) -> bool:
     return any(getattr(after, rule) < getattr(before, rule) for rule in rules_of(before))
 
 
+def goes_by_count_alone(retention: Retention) -> bool:
+    """Tell whether no rule over time stands beside `last`."""
+    return retention == Retention(last=retention.last) and retention.last > 0
+
+
 def rules_of(retention: Retention) -> dict[str, int]:
     return msgspec.structs.asdict(retention)
 
