@@ -280,6 +280,18 @@ async def test_what_is_read_is_not_dropped(world: World) -> None:
 # The clock
 
 
+async def test_nothing_is_dropped_by_what_was_decided_before_a_long_wait(world: World) -> None:
+    await world.keep(last=1)
+    await world.after(0)
+    replica = world.store.replica(SOURCE)
+    with replica.rewriting:
+        # Somebody compacts for hours: until then a hold, or a reader, may have come.
+        assert await world.after(8) == []
+    await world.put(Hold(source=SOURCE, points=[2]))
+    world.store.leases.take(SOURCE, 3, "agent-web-1")
+    assert await world.after(0) == [1, 4, 5]
+
+
 async def test_a_clock_that_jumps_a_year_ahead_drops_nothing(world: World) -> None:
     await world.put(Group(name="default", retention=Retention(days=30)))
     await world.after(0)
@@ -583,7 +595,10 @@ async def test_a_due_replica_is_purged_and_nothing_late_brings_it_back(
     await world.after(0)
     assert world.store.sources() == [SOURCE]
     await world.put(Hold(source=SOURCE))
-    await world.after(0)
+    for days in (0, 6.9):
+        await world.after(days)
+        assert world.store.sources() == [SOURCE], "a release waits for the delay as well"
+    await world.after(0.2)
     assert world.store.sources() == []
     assert os.listdir(world.root / "replicas") == []
     (purged,) = world.told(ReplicaDeleted)

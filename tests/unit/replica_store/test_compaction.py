@@ -16,7 +16,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,23 +27,26 @@ from strandline_contracts.points import BLOCK_BYTES, Extent
 from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.compaction import gathering, liveness
 from strandline_replica_store.compaction.compact import CompactReport, Limits, compact
-from strandline_replica_store.errors import Busy, Full, NotAllowed
+from strandline_replica_store.errors import Behind, Busy, Damaged, Full, NotAllowed
 from strandline_replica_store.files import durable
 from strandline_replica_store.files.chunk_check import plain_of
 from strandline_replica_store.reading.reader import Reader
 from strandline_replica_store.reading.scope import Scope
-from strandline_replica_store.replica import tree
+from strandline_replica_store.replica import index, reindex, tree
 from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.store.leases import Leases
 from strandline_runtime import outbox
 from support.replicas import (
     SERVER,
+    SOURCE,
     batch,
     chunk,
     content,
     end_of,
     inode,
     leases_at_rest,
+    made_up,
+    made_up_content,
     new_replica,
     one_file,
     open_of,
@@ -700,3 +705,90 @@ def test_invariant_10_a_process_killed_while_it_compacts_loses_nothing(tmp_path:
         compacted += len(states) > 4
         replica.close()
     assert compacted >= 3
+
+
+# What the index does not know
+
+
+def test_invariant_10_nothing_goes_while_a_manifest_is_not_in_the_index(tmp_path: Path) -> None:
+    """One that is damaged hides those behind it: their chunks look as if nobody needed them."""
+    folder = tmp_path / SOURCE
+    replica = new_replica(folder, segment_limit_bytes=SEGMENT_LIMIT_BYTES)
+    for number in range(1, 7):
+        ship(replica, f"j{number}", made_up(f"j{number}", number, 1))
+    segments = sorted(os.listdir(folder / "segments"))
+    replica.close()
+    path = folder / "manifests" / "00000003.slm"
+    sound = path.read_bytes()
+    path.write_bytes(sound[: len(sound) // 2] + b"?" + sound[len(sound) // 2 + 1 :])
+    reindex.remove(str(folder / "index.db"))
+    replica = open_replica(folder, segment_limit_bytes=SEGMENT_LIMIT_BYTES)
+    with pytest.raises(Damaged, match="recovery points 3, 4, 5, 6"):
+        compact(replica, leases_at_rest(), force=True)
+    assert sorted(os.listdir(folder / "segments")) == segments
+    replica.close()
+    path.write_bytes(sound)
+    reindex.remove(str(folder / "index.db"))
+    open_replica(folder).close()
+    for number in range(1, 7):
+        assert content(folder, number) == made_up_content(number)
+
+
+def test_invariant_10_nothing_goes_that_a_late_commit_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is there, and the index could not take it in for want of room."""
+    folder = tmp_path / SOURCE
+    replica = new_replica(folder, segment_limit_bytes=1)
+    once, then, other = (random.Random(seed).randbytes(40_960) for seed in range(3))
+    ship(replica, "j1", one_file("j1", once))
+    ship(replica, "j2", one_file("j2", then))
+    ship(replica, "j3", one_file("j3", other, file=3, name=b"c"))
+    replica.drop([1], "retention")
+    again = [
+        batch("j4", 0, inodes=[inode(2, len(once))]),
+        batch("j4", 1, chunks=[chunk(once, data=False)], extents=[Extent(2, 0, 10, 0, 0, 0)]),
+    ]
+    replica.open_job(SERVER, open_of(replica, "j4"))
+    assert replica.missing([blake3(once).digest()]) == []
+    replica.take("j4", 1, again)
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise apsw.FullError("database or disk is full")
+
+        patch.setattr(index, "apply_manifest", full)
+        with pytest.raises(Behind):
+            replica.finish(end_of("j4", again))
+        with pytest.raises(Behind):
+            compact(replica, leases_at_rest(), force=True)
+    assert replica.points() == [2, 3, 4]
+    compact(replica, leases_at_rest(), force=True)
+    assert content(folder, 4) == once
+    replica.close()
+
+
+def test_a_compaction_stops_when_the_index_is_made_anew(tmp_path: Path) -> None:
+    """It reads the one that was: what is stale in the new one it would not see."""
+    folder = tmp_path / SOURCE
+    life = Life(folder, 1)
+    for _ in range(6):
+        life.commit()
+    replica = life.replica
+    replica.drop(replica.points()[:-1], "retention")
+    steps: list[list[int]] = []
+
+    def may_go_on() -> bool:
+        if not steps:
+            replica.index_is_damaged(replica.index_generation, "so we say")
+        steps.append(replica.points())
+        return True
+
+    segments = set(os.listdir(folder / "segments"))
+    with pytest.raises(Busy, match="made anew"):
+        compact(replica, life.leases, force=True, limits=TINY._replace(may_go_on=may_go_on))
+    assert segments <= set(os.listdir(folder / "segments"))
+    report = compact(replica, life.leases, force=True)
+    assert report.is_complete
+    assert report.freed_bytes
+    replica.close()

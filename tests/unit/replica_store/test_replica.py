@@ -591,3 +591,37 @@ def test_a_damaged_index_is_made_anew_and_told_once(folder: Path) -> None:
         replica.on_database(lambda conn: conn.execute("DELETE FROM outbox"))
         replica.close()
         assert {number: content(folder, number) for number in texts} == texts
+
+
+@pytest.mark.parametrize("job", ["../../00/staging/j", "/tmp/j", "a/b", "a\0b", "..", "", "x" * 65])
+def test_a_job_names_no_file_elsewhere(folder: Path, job: str) -> None:
+    """Its name is part of a file's: an agent must not reach another replica by it."""
+    replica = new_replica(folder)
+    with pytest.raises(BadDelta):
+        replica.open_job(SERVER, open_of(replica, job))
+    assert os.listdir(folder / "staging") == []
+    replica.close()
+
+
+def test_an_id_that_a_torn_write_had_is_not_given_again(folder: Path) -> None:
+    """A compaction writes two segments: power may tear the lower, the higher stays whole."""
+    replica = new_replica(folder)
+    ship(replica, "j1", one_file("j1", b"x" * 5000))
+    where = (replica.segments_folder, replica.identity.source)
+    limits = (replica.segment_limit_bytes, replica.segment_numbers)
+    lower, higher = (segment.SegmentWriter(*where, *limits) for _ in range(2))
+    torn, plain = replica.take_chunk_ids(1), bytes(4096)
+    digest = blake3(plain).digest()
+    for writer, number in ((lower, torn), (higher, 1)):
+        writer.append(segment.pack_chunk_header(number, 0, len(plain), digest, plain), plain)
+        writer.flush()
+    replica.close()
+    path = Path(segment.path_of(replica.segments_folder, lower.number))
+    path.write_bytes(path.read_bytes()[:-1000] + b"?" * 1000)
+    replica = open_replica(folder)
+    ship(replica, "j2", one_file("j2", b"y" * 9000, file=3, name=b"b"))
+    known = replica.on_database(lambda conn: list(conn.execute("SELECT id FROM chunk")))
+    assert (torn,) not in known
+    replica.reindex()
+    assert content(folder, 2, 3) == b"y" * 9000
+    replica.close()

@@ -17,6 +17,7 @@ from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES
 from strandline_replica_store.pace import Pace
 from strandline_replica_store.reading.reader import DamagedChunk
 from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.store.leases import Leases
 from strandline_replica_store.store.store import Store
 from strandline_runtime import outbox
 from support.replicas import SOURCE, content, made_up, made_up_content, ship
@@ -266,6 +267,17 @@ def test_a_bad_manifest_is_told_put_aside_and_written_anew(world: World) -> None
     assert content(Path(world.replica.folder), 1) == made_up_content(1)
     world.work(days=DAYS)
     assert world.told() == ["replica.verified"]
+
+
+def test_between_two_steps_no_lease_keeps_what_is_retired(world: World) -> None:
+    """A round takes days: what was moved at its beginning must not wait for its end."""
+    leases = Leases(lambda: world.now_ns)
+    world.store.leases = leases
+    world.now_ns += 10**12
+    world.work()
+    world.work(days=DAYS)
+    assert world.verified().at_ns
+    assert leases.oldest_taken_at(SOURCE) is None
 
 
 def test_a_chunk_that_was_read_wrongly_once_is_relied_on_again(world: World) -> None:

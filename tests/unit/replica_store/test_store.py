@@ -113,3 +113,29 @@ def test_readers_are_lent_while_the_index_is_made_anew(store: Store) -> None:
     thread.join()
     assert lent
     store.close()
+
+
+def test_a_reader_of_an_index_that_was_is_not_lent_again(store: Store) -> None:
+    lent = store.reader(SOURCE)
+    old = lent.__enter__()
+    store.reindex(SOURCE)
+    # As after an eviction: it is opened again, by another object.
+    store._replicas.pop(SOURCE).close()
+    store.forget_readers(SOURCE)
+    with store.reader(SOURCE):
+        pass
+    lent.__exit__(None, None, None)
+    with store.reader(SOURCE) as reader:
+        assert reader is not old
+    store.close()
+
+
+def test_a_replica_that_is_read_stays_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strandline_replica_store.store.store.MAX_OPEN_REPLICAS", 1)
+    with store.reader(SOURCE):
+        with pytest.raises(Busy):
+            store.replica(OTHER)
+        assert store.is_open(SOURCE)
+    assert store.replica(OTHER).newest is None
+    assert not store.is_open(SOURCE)
+    store.close()

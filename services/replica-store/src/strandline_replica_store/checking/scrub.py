@@ -147,10 +147,19 @@ class Scrub:
     ) -> Round | None:
         """Verify a segment, or some manifests, and take note; when all are, end the round.
 
-        What `stop` cuts short does not count.
+        What `stop` cuts short does not count. What is moved meanwhile stays where it was until the
+        step's end, but no longer: a round takes days.
         """
-        # Before the first look at what lies where: what is moved from here on stays until the end.
-        self._store.leases.take(replica.identity.source, SEGMENTS, HOLDER)
+        source = replica.identity.source
+        self._store.leases.take(source, SEGMENTS, HOLDER)
+        try:
+            return self._verify_some(replica, reader, current, stop)
+        finally:
+            self._store.leases.release(source, SEGMENTS, HOLDER)
+
+    def _verify_some(
+        self, replica: Replica, reader: Reader, current: Round, stop: threading.Event
+    ) -> Round | None:
         pieces = next_pieces(reader.conn, current.began_at_ns)
         tally = Tally(replica.record_damage)
         if not pieces:

@@ -77,7 +77,8 @@ class VerifyJob:
                 stop=stop,
                 steady=replica.maintenance,
             )
-        mend_files(replica, report)
+            # Lent the reader, the replica stays open.
+            mend_files(replica, report)
         if report.missing_chunks:
             replica.mark_inconsistent(f"{report.missing_chunks} chunks are missing")
         whole = Round(began_at_ns, report.chunks, report.read_bytes, report.damaged)

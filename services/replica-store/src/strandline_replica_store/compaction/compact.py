@@ -113,8 +113,12 @@ def compact(
     if not replica.rewriting.acquire(blocking=False):
         raise Busy("the replica is being compacted already")
     try:
+        generation = replica.index_generation
         with closing(Reader(replica.folder)) as reader, closing(Mover(replica, reader)) as mover:
-            work = _Compaction(replica, leases, reader, mover, limits or Limits(), force=force)
+            work = _Compaction(
+                replica, leases, reader, mover, limits or Limits(),
+                generation=generation, force=force,
+            )  # fmt: skip
             return work.run()
     finally:
         replica.rewriting.release()
@@ -131,6 +135,7 @@ class _Compaction:
         mover: Mover,
         limits: Limits,
         *,
+        generation: int,
         force: bool,
     ) -> None:
         self._replica = replica
@@ -139,6 +144,7 @@ class _Compaction:
         self._conn = reader.conn
         self._mover = mover
         self._limits = limits
+        self._generation = generation
         self._force = force
         self._report = CompactReport()
 
@@ -421,7 +427,7 @@ class _Compaction:
                 if number not in fixed and _is_unneeded(conn, number, keeps_staged=keeps_staged):
                     conn.execute("INSERT OR IGNORE INTO retired VALUES (?, ?, 0)", (number, now_ns))
 
-        self._replica.on_database(retire)
+        self._replica.letting_go(self._generation, retire)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -454,7 +460,7 @@ class _Compaction:
             conn.execute("UPDATE retired SET gone = 1 WHERE segment = ?", (number,))
             return True
 
-        return bool(self._replica.on_database(forget))
+        return bool(self._replica.letting_go(self._generation, forget))
 
     def _unlink(self, number: int) -> None:
         durable.remove(segment.path_of(self._replica.segments_folder, number))

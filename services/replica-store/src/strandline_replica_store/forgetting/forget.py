@@ -116,10 +116,12 @@ class Forgetting:
             return Forgotten([], "the store does not believe its clock")
         deletions = await asyncio.to_thread(self._store.deletions.of, source)
         if WHOLE in deletions:
-            if WHOLE in due(deletions, now_ns):
-                held = await self._policies.held(source)
-                if not held and self._leases.oldest_taken_at(source) is None:
-                    await asyncio.to_thread(self._purge, source, now_ns)
+            held = await self._policies.held(source)
+            policy = Policy(held=held, protected=False)
+            in_force, _ = await asyncio.to_thread(self._in_force, source, policy, now_ns)
+            is_free = not any(each.held for each in in_force)
+            if is_free and self._leases.oldest_taken_at(source) is None:
+                await asyncio.to_thread(self._purge, source, now_ns)
             return Forgotten([], "the replica is deleted as a whole")
         points = await asyncio.to_thread(self._points, source)
         if not points:

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any, NamedTuple, Protocol
 
 import apsw
 from blake3 import blake3
@@ -16,6 +17,7 @@ from blake3 import blake3
 from strandline_contracts.events import DamageFound, Data
 from strandline_contracts.points import RecoveryPoint
 from strandline_replica_store.errors import (
+    Busy,
     Damaged,
     DiskError,
     Full,
@@ -30,6 +32,7 @@ from strandline_replica_store.replica.index import ChunkRow
 from strandline_replica_store.replica.rules import JobRow
 from strandline_runtime import outbox
 
+_GENERATIONS = count()
 ERA_SHIFT = 48
 RESERVE_BYTES = 256 * 1024 * 1024
 
@@ -80,6 +83,29 @@ def era_of(folder: str) -> int:
         raise Damaged(f"{path} cannot be read: {error}", hint=hint) from error
 
 
+class Lock(Protocol):
+    """threading's Lock and RLock, which are functions to a type checker."""
+
+    def acquire(self, blocking: bool = True) -> bool: ...
+    def release(self) -> None: ...
+
+
+@contextmanager
+def at_once(lock: Lock) -> Iterator[None]:
+    """Hold a lock; raise Busy where somebody else does."""
+    if not lock.acquire(blocking=False):
+        raise Busy("its manifests or chunks are being rewritten")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def next_generation() -> int:
+    """Return a number that no index of this process had before."""
+    return next(_GENERATIONS)
+
+
 class ReplicaCore:
     """The part of a Replica that the others build on."""
 
@@ -126,8 +152,8 @@ class ReplicaCore:
         self._leftover: frozenset[int] = frozenset()
         self._index_damage = ""
         self._rebuilding = False
-        self.index_generation = 0
-        """One higher each time that the index was made anew: who reads opens it again."""
+        self.index_generation = next_generation()
+        """Another each time that the index is opened or made anew: who reads opens it again."""
 
     @property
     def _conn(self) -> apsw.Connection:

@@ -263,9 +263,13 @@ def missing(conn: apsw.Connection, digests: Iterable[bytes]) -> list[int]:
 
 
 def add_chunks(conn: apsw.Connection, rows: Iterable[ChunkRow]) -> None:
-    """Add staged chunks; one whose id is known has a new place and is sound again."""
+    """Add staged chunks; one whose id is known has a new place and is sound again.
+
+    What was known of it may have come from a torn write, whose id was given once more.
+    """
     conn.executemany(
         "INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0) ON CONFLICT (id) DO UPDATE SET"
+        " prefix = excluded.prefix, digest = excluded.digest, plain_bytes = excluded.plain_bytes,"
         " segment = excluded.segment, offset = excluded.offset, codec = excluded.codec,"
         " stored_bytes = excluded.stored_bytes, bad = 0",
         ((row.id, prefix_of(row.digest), *row[1:]) for row in rows),

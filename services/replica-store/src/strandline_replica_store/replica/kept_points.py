@@ -14,7 +14,7 @@ from strandline_contracts.points import RecoveryPoint
 from strandline_replica_store.errors import Behind, Damaged, IndexDamaged, means_damage
 from strandline_replica_store.files import durable, manifest
 from strandline_replica_store.replica import dropping, index, recovery, reindex, rewrite
-from strandline_replica_store.replica.core import ReplicaCore, translated
+from strandline_replica_store.replica.core import ReplicaCore, at_once, translated
 from strandline_replica_store.replica.dropping import Step
 from strandline_replica_store.replica.rewrite import Rewritten
 from strandline_runtime import outbox
@@ -108,9 +108,10 @@ class KeptPoints(ReplicaCore):
         """Drop recovery points for good, never the newest; return which were dropped.
 
         Numbers that are no points are passed over. `reason` is told with the event. May be killed
-        anywhere: the next opening, or drop, goes on. Raises StoreError.
+        anywhere: the next opening, or drop, goes on. Raises StoreError; Busy at once while others
+        rewrite: what was decided before a long wait may be wrong after it.
         """
-        with self.rewriting, self.maintenance:
+        with at_once(self.rewriting), at_once(self.maintenance):
             steps = dropping.plan(self.points(), frozenset(numbers))
             if not steps:
                 return []

@@ -292,6 +292,9 @@ class Receiving(KeptPoints):
 
     def _cut_staged(self) -> None:
         """Cut the staged chunks off the end of what was received."""
+        if self._behind or self._broken is not None:
+            # A manifest that the index does not know yet may name them.
+            return
         own = list(self._segments.own)
         row = self._conn.execute(
             "SELECT segment, offset + ? + stored_bytes FROM chunk WHERE NOT staged"

@@ -8,7 +8,7 @@ moment of commit"). Every method may be called from any thread; a lock makes the
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ from strandline_contracts.codec import decode
 from strandline_contracts.events import DamageFound, PointsDropped
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.shipping import Chunk
-from strandline_replica_store.errors import Damaged, StoreError, means_damage
+from strandline_replica_store.errors import Busy, Damaged, StoreError, means_damage
 from strandline_replica_store.files import durable, manifest
 from strandline_replica_store.replica import index, mend, recovery, reindex
 from strandline_replica_store.replica.core import (
@@ -27,6 +27,7 @@ from strandline_replica_store.replica.core import (
     Identity,
     create,
     era_of,
+    next_generation,
     translated,
 )
 from strandline_replica_store.replica.receiving import Receiving
@@ -101,13 +102,14 @@ class Replica(Receiving):
 
     def _come_to_rest(self) -> None:
         """Cut off what is torn, and go on with the job that was being received."""
+        # Before what is torn is forgotten: its id was given, and its header may still be found.
+        self._find_next_chunk()
         if self._broken is None and not recovery.has_lost_chunks(self._conn):
             recovery.forget_torn(self._conn)
             self._segments.recover(*recovery.last_end(self._conn, self.segments_folder))
         else:
             # Nothing is cut where manifests are missing that may name it, or headers that tell it.
             self._segments.leave()
-        self._find_next_chunk()
         self._recover_job()
 
     def _find_next_chunk(self) -> None:
@@ -166,7 +168,7 @@ class Replica(Receiving):
             with suppress(apsw.Error):
                 old.close()
         self._index = index.connect(self.index_path)
-        self.index_generation += 1
+        self.index_generation = next_generation()
         self._broken = broken
         self._behind, self._rows_ahead = False, []
         self._newest = index.newest_point(self._conn)
@@ -224,6 +226,23 @@ class Replica(Receiving):
     def receiving_segment(self) -> int:
         """The segment at whose end received chunks are appended, 0 for none."""
         return self._segments.number
+
+    def letting_go(self, generation: int, function: Callable[[apsw.Connection], Any]) -> Any:
+        """Run a function that takes something away from the index, as one transaction.
+
+        Only while the index knows all that the manifests say, they name nothing that was moved,
+        and the index is the one of `generation`, by which the caller has chosen. Raises Behind,
+        Damaged, Busy.
+        """
+        with self._working():
+            self._catch_up()
+            if self._broken is not None:
+                raise self._broken
+            if self.index_generation != generation:
+                raise Busy("the index was made anew meanwhile")
+            if self._conn.execute("SELECT 1 FROM stale LIMIT 1").fetchone() is not None:
+                raise Busy("manifests name what was moved")
+            return self.on_database(function)
 
     def named_by_job(self, chunks: Collection[int]) -> set[int]:
         """Return those of `chunks` that the job being received names so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from strandline_replica_store.errors import BadDelta, Fenced, Inconsistent
 MAX_BLOCK = 1 << 51
 """Blocks of a file are numbered below this: 8 EiB."""
 MAX_ID = (1 << 63) - 1
+_JOB = re.compile(r"[0-9A-Za-z_-]{1,64}\Z")
 
 
 class JobRow(NamedTuple):
@@ -59,8 +61,11 @@ def judge_open(
 ) -> OpenVerdict:
     """Return what to do with an Open. Raises Fenced or Inconsistent.
 
-    `known` is what the store knows of the same job, which is not committed.
+    `known` is what the store knows of the same job, which is not committed. Raises BadDelta for a
+    job that cannot be: its name becomes that of a file.
     """
+    if not _JOB.match(request.job) or not 1 <= request.attempt <= MAX_ID:
+        raise BadDelta(f"a job that cannot be: {request.job[:80]!r}, attempt {request.attempt}")
     if known is not None and request.attempt <= known.attempt:
         same = request.attempt == known.attempt and known.state == "open"
         if same and known.server == server:

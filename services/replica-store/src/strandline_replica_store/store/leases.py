@@ -91,6 +91,11 @@ class Leases:
             known = self._leases.get(joined, lease)
             self._put(joined, lease.taken_at_ns, max(known.renewed_at_ns, lease.renewed_at_ns))
 
+    def release(self, source: str, point: int, holder: str) -> None:
+        """End a lease before its time: its holder has nothing in hand any more."""
+        with self._lock:
+            self._leases.pop(_Key(source, point, holder), None)
+
     def leased_points(self, source: str) -> set[int] | None:
         """Return the recovery points of `source` that are being read; None: any may be."""
         now_ns = self._now_ns()

@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -60,6 +60,8 @@ class Store:
         self._guard = threading.Condition()
         self._opening: set[str] = set()
         self._replicas: OrderedDict[str, Replica] = OrderedDict()
+        self._lent: Counter[str] = Counter()
+        """How many readers of each source are lent: its replica stays open meanwhile."""
         self._readers: dict[str, tuple[int, list[Reader]]] = {}
         """Of each source the generation of its index, and idle readers of that."""
         self.deletions = DeletedFiles(self.folder_of)
@@ -155,7 +157,7 @@ class Store:
         for source in list(self._replicas):
             if len(self._replicas) + len(self._opening) < MAX_OPEN_REPLICAS:
                 return
-            if not self._replicas[source].busy:
+            if not self._replicas[source].busy and not self._lent[source]:
                 self._replicas.pop(source).close()
                 for reader in self._readers.pop(source, (0, []))[1]:
                     reader.close()
@@ -181,6 +183,7 @@ class Store:
         with self._guard:
             idle = self._idle_readers(source, generation)
             reader = idle.pop() if idle else None
+            self._lent[source] += 1
         try:
             reader = reader or _open_reader(replica)
             yield reader
@@ -191,8 +194,7 @@ class Store:
                 raise IndexDamaged(f"the index: {cause}") from cause
             raise
         finally:
-            if reader is not None:
-                self._take_back(source, generation, reader)
+            self._take_back(source, generation, reader)
 
     def _idle_readers(self, source: str, generation: int) -> list[Reader]:
         """Return the idle readers of an index; those of an index before that one are closed."""
@@ -204,8 +206,13 @@ class Store:
         self._readers[source] = (generation, idle)
         return idle
 
-    def _take_back(self, source: str, generation: int, reader: Reader) -> None:
+    def _take_back(self, source: str, generation: int, reader: Reader | None) -> None:
         with self._guard:
+            self._lent[source] -= 1
+            if not self._lent[source]:
+                del self._lent[source]
+            if reader is None:
+                return
             kept, idle = self._readers.get(source, (-1, []))
             if kept == generation and len(idle) < MAX_IDLE_READERS:
                 idle.append(reader)
