@@ -12,6 +12,8 @@ from support.stack import PROCESSES, Stack, copy, differences, until
 NAME = "killed"
 SUPERVISOR = "supervisor"
 _NOT_TAKEN = ("no stack is up", "the bus went away")
+COMMAND_WITHIN_S = 300
+"""What is killed again and again is started again after half a minute, each time."""
 VICTIMS = (*sorted(PROCESSES), SUPERVISOR)
 
 
@@ -100,7 +102,7 @@ class KilledSource:
         time.sleep(delay_s)
         amid = any(one.job not in known for one in self.stack.open_jobs())
         self.kill(victim)
-        output, errors = job.communicate(timeout=120)
+        output, errors = job.communicate(timeout=COMMAND_WITHIN_S)
         assert job.returncode == 0, f"{victim}: {output}\n{errors}"
         until(lambda: self.stack.run("status").returncode == 0, "all services are back")
         return amid
@@ -114,7 +116,7 @@ class KilledSource:
         time.sleep(delay_s)
         amid = job.poll() is None
         self.kill(victim)
-        output, errors = job.communicate(timeout=120)
+        output, errors = job.communicate(timeout=COMMAND_WITHIN_S)
         if victim == SUPERVISOR and any(text in errors for text in _NOT_TAKEN):
             # The whole stack was gone before the command was taken: it says so, and is given again.
             self.stack.json(*argv)

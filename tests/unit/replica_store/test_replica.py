@@ -18,12 +18,13 @@ from blake3 import blake3
 
 from strandline_contracts.errors import BadMessage
 from strandline_contracts.events import DamageFound, PointCommitted
-from strandline_contracts.points import Extent
+from strandline_contracts.points import CODEC_RAW, Extent, Name
 from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.errors import (
     BadChunk,
     BadDelta,
     Behind,
+    Busy,
     Fenced,
     Full,
     Inconsistent,
@@ -46,6 +47,8 @@ from support.replicas import (
     content,
     end_of,
     inode,
+    made_up,
+    made_up_content,
     new_replica,
     one_file,
     open_of,
@@ -424,6 +427,7 @@ def test_a_write_that_stops_half_way_is_cut_off(
     ship(replica, "j1", one_file("j1", b"one"))
     path = folder / "segments" / "00000001.sls"
     before = path.read_bytes()
+
     real = os.writev
 
     def half(fd: int, parts: list[bytes]) -> int:
@@ -624,4 +628,151 @@ def test_an_id_that_a_torn_write_had_is_not_given_again(folder: Path) -> None:
     assert (torn,) not in known
     replica.reindex()
     assert content(folder, 2, 3) == b"y" * 9000
+    replica.close()
+
+
+# What a user's file holds may look like a chunk
+
+
+def looks_like(number: int) -> bytes:
+    """Return whole blocks of a file in which a chunk with this id lies."""
+    plain = b"EVIL" * 1024
+    header = segment.pack_chunk_header(number, 0, len(plain), blake3(plain).digest(), plain)
+    return (bytes(8192) + header + plain).ljust(16 * 4096, b"x")
+
+
+def stored_as_it_is(job: str, plain: bytes) -> list[bytes]:
+    """Return the batches of a file whose bytes lie in the segment as they are."""
+    extents = [Extent(3, 0, len(plain) // 4096, 0, 0, 0)]
+    chunks = [chunk(plain, CODEC_RAW)]
+    return [
+        batch(job, 0, inodes=[inode(1, kind="d"), inode(3, len(plain))]),
+        batch(job, 1, chunks=chunks, extents=extents, names=[Name(1, b"b", 3)]),
+    ]
+
+
+def ship_torn(replica: Replica, plain: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receive a file, killed when 20,000 bytes of its chunk are written."""
+    made = stored_as_it_is("torn", plain)
+
+    def torn(fd: int, parts: Any) -> int:
+        os.write(fd, b"".join(map(bytes, parts))[:20_000])
+        raise KeyboardInterrupt
+
+    replica.open_job(SERVER, open_of(replica, "torn"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", torn)
+        # Nothing is undone by a process that is dead.
+        patch.setattr(replica._segments, "undo", lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            replica.take("torn", 1, made)
+    replica.close()
+
+
+@pytest.mark.parametrize("number", [1, 77, (1 << 63) - 1, (1 << 64) - 1])
+@pytest.mark.parametrize("index_too", [False, True])
+def test_invariant_5_a_file_that_looks_like_a_chunk_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, index_too: bool
+) -> None:
+    """Torn, it is what is found first behind the damage: it must not take a chunk's place."""
+    replica = new_replica(folder)
+    ship(replica, "j1", one_file("j1", b"GOOD" * 1024))
+    ship_torn(replica, looks_like(number), monkeypatch)
+    if index_too:
+        for path in folder.glob("index.db*"):
+            path.unlink()
+    replica = open_replica(folder)
+    assert content(folder, 1) == b"GOOD" * 1024
+    ship(replica, "j2", made_up("j2", 7, 1))
+    assert content(folder, 2) == made_up_content(7)
+    replica.reindex()
+    assert content(folder, 1) == b"GOOD" * 1024
+    assert content(folder, 2) == made_up_content(7)
+    replica.close()
+
+
+def test_a_chunk_is_what_the_manifest_says_whatever_lies_under_its_id(folder: Path) -> None:
+    """A header has rotted, and the index is made anew: what lies inside is no copy of chunk 1."""
+    replica = new_replica(folder)
+    ship(replica, "j1", stored_as_it_is("j1", looks_like(2)))
+    ship(replica, "j2", one_file("j2", b"GOOD" * 1024))
+    replica.close()
+    path = Path(segment.path_of(str(folder / "segments"), 1))
+    data = bytearray(path.read_bytes())
+    data[64 + 20] ^= 1
+    path.write_bytes(data)
+    for found in folder.glob("index.db*"):
+        found.unlink()
+    replica = open_replica(folder)
+    with pytest.raises(DamagedChunk, match="chunk 1 "):
+        content(folder, 1, 3)
+    # What lies inside has the id of the good one, and comes first.
+    assert content(folder, 2) == b"GOOD" * 1024
+    replica.close()
+
+
+def test_what_a_killed_process_wrote_is_synced_before_it_is_relied_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = new_replica(folder)
+    made = one_file("j1", made_up_content(1))
+    replica.open_job(SERVER, open_of(replica, "j1"))
+    with monkeypatch.context() as patch:
+
+        def killed(_fd: int) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(durable, "sync", killed)
+        patch.setattr(replica._segments, "undo", lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            replica.take("j1", 1, made)
+    replica.close()
+    synced: list[str] = []
+    monkeypatch.setattr(durable, "sync_path", synced.append)
+    open_replica(folder).close()
+    assert segment.path_of(str(folder / "segments"), 1) in synced
+
+
+def test_a_commit_whose_folder_was_not_synced_at_first_ends_the_job(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = new_replica(folder)
+    made = one_file("j1", made_up_content(1))
+    replica.open_job(SERVER, open_of(replica, "j1"))
+    replica.take("j1", 1, made)
+    with monkeypatch.context() as patch:
+
+        def fails(_path: str) -> None:
+            raise OSError(errno.EIO, "I/O error")
+
+        patch.setattr(durable, "sync_folder", fails)
+        with pytest.raises(Behind):
+            replica.finish(end_of("j1", made))
+    assert not replica.busy
+    assert replica.waited("j1", 1).state == "committed"
+    assert replica.finish(end_of("j1", made)).number == 1
+    replica.close()
+
+
+def test_a_replica_that_was_closed_changes_nothing_any_more(folder: Path) -> None:
+    former = new_replica(folder)
+    ship(former, "j1", one_file("j1", made_up_content(1)))
+    former.close()
+    replica = open_replica(folder)
+    ship(replica, "j2", one_file("j2", made_up_content(2)))
+    with pytest.raises(Busy):
+        former.mend([], "agent-web-1")
+    assert content(folder, 2) == made_up_content(2)
+    replica.close()
+
+
+def test_labels_of_an_end_are_bounded(folder: Path) -> None:
+    """They are in every answer that lists the recovery point."""
+    replica = new_replica(folder)
+    made = one_file("j1", made_up_content(1))
+    replica.open_job(SERVER, open_of(replica, "j1"))
+    replica.take("j1", 1, made)
+    end = msgspec.structs.replace(end_of("j1", made), provider="x" * 1000)
+    with pytest.raises(BadDelta):
+        replica.finish(end)
     replica.close()

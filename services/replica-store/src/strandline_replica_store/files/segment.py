@@ -18,6 +18,7 @@ from strandline_replica_store.files.chunk_check import STORED_MAX_BYTES
 SEGMENT_LIMIT_BYTES = 256 * 1024 * 1024
 SEGMENT_HEADER_BYTES = 64
 CHUNK_HEADER_BYTES = 144
+MAX_CHUNK_ID = (1 << 63) - 1
 
 _SEGMENT_MAGIC = b"SLSEG\0\0\1"
 _CHUNK_MAGIC = b"SLCK"
@@ -112,6 +113,8 @@ def parse_chunk_header(data: bytes | memoryview) -> ChunkHeader:
         raise Damaged("not a chunk of version 1")
     if cipher or flags:
         raise Damaged(f"chunk {chunk} is encrypted, which this version cannot read")
+    if not 0 < chunk <= MAX_CHUNK_ID:
+        raise Damaged(f"no chunk has the id {chunk}")
     if not 0 < plain_bytes <= CHUNK_BYTES or plain_bytes % BLOCK_BYTES:
         raise Damaged(f"chunk {chunk} has {plain_bytes} plain bytes")
     if not 0 < stored_bytes <= STORED_MAX_BYTES:
@@ -146,22 +149,29 @@ def numbers_in(folder: str) -> list[int]:
 
 
 class FoundChunk(NamedTuple):
-    """A chunk in a segment; `is_sound` when its bytes are those of its stored digest."""
+    """A chunk in a segment; `is_sound` when its bytes are those of its stored digest.
+
+    `in_sequence` when each chunk before it ends where the next begins. One that was found behind
+    damage may lie inside another chunk: it may be what a user's file holds.
+    """
 
     offset: int
     header: ChunkHeader
     is_sound: bool
+    in_sequence: bool
 
 
 SEARCH_BYTES = 1024 * 1024
 
 
-def survey(path: str, start: int) -> Iterator[FoundChunk]:
-    """Yield every chunk from `start` on whose header is sound, damage between them passed over.
+def survey(path: str, start: int, *, to_the_end: bool) -> Iterator[FoundChunk]:
+    """Yield the chunks from `start` on whose headers are sound.
 
-    A chunk that the end of the file cuts off is none: its write was torn.
+    `to_the_end` passes over damage between them, else the first damage is the end. A chunk that the
+    end of the file cuts off is none: its write was torn.
     """
     size_bytes = os.path.getsize(path)
+    in_sequence = True
     with open(path, "rb", buffering=1024 * 1024) as file:
         offset = start
         while offset < size_bytes:
@@ -169,15 +179,19 @@ def survey(path: str, start: int) -> Iterator[FoundChunk]:
             head = file.read(CHUNK_HEADER_BYTES)
             try:
                 header = parse_chunk_header(head)
+                end_bytes = offset + CHUNK_HEADER_BYTES + header.stored_bytes
+                is_whole = end_bytes <= size_bytes
             except Damaged:
+                is_whole = False
+            if is_whole:
+                is_sound = _is_sound(head, file.read(header.stored_bytes))
+                yield FoundChunk(offset, header, is_sound, in_sequence)
+                offset = end_bytes
+            if not to_the_end and not (is_whole and is_sound):
+                return
+            if not is_whole:
+                in_sequence = False
                 offset = _next_magic(file, offset + 1)
-                continue
-            end_bytes = offset + CHUNK_HEADER_BYTES + header.stored_bytes
-            if end_bytes > size_bytes:
-                offset = _next_magic(file, offset + 1)
-                continue
-            yield FoundChunk(offset, header, _is_sound(head, file.read(header.stored_bytes)))
-            offset = end_bytes
 
 
 def _is_sound(head: bytes, stored: bytes) -> bool:

@@ -33,7 +33,6 @@ from strandline_replica_store.replica.rules import JobRow
 from strandline_runtime import outbox
 
 _GENERATIONS = count()
-ERA_SHIFT = 48
 RESERVE_BYTES = 256 * 1024 * 1024
 
 ABOUT = (
@@ -152,6 +151,8 @@ class ReplicaCore:
         self._leftover: frozenset[int] = frozenset()
         self._index_damage = ""
         self._rebuilding = False
+        self._made_anew = False
+        self._closed = False
         self.index_generation = next_generation()
         """Another each time that the index is opened or made anew: who reads opens it again."""
 
@@ -166,6 +167,8 @@ class ReplicaCore:
         if self._rebuilding:
             raise IndexDamaged("the index is being made anew")
         with self._lock, translated():
+            if self._closed:
+                raise Busy("the replica was closed meanwhile")
             if self._index_damage:
                 self._make_index_anew(self._index_damage)
             try:

@@ -10,7 +10,7 @@ wades through dead rows. Applying a manifest touches only what it changed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from itertools import islice, pairwise
@@ -39,6 +39,8 @@ CHECKSUM_BYTES = 8
 STEADY = threading.Lock()
 """Held while another index is put in the place of one, and while a reader opens one: file, log and
 shared memory are found by name, one after the other, and must be of one index."""
+ERA_SHIFT = 48
+"""Above these bits of a chunk's id stands the era in which it was given."""
 FOREVER = (1 << 63) - 1
 """`died` of a row that still holds."""
 WRITER_CACHE_KIB = 16 * 1024
@@ -143,6 +145,7 @@ def connect(path: str) -> apsw.Connection:
             conn.execute(outbox.SCHEMA)
             conn.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         _check_kind(conn)
+        conn.execute(_OTHER_COPIES)
     except BaseException:
         conn.close()
         raise
@@ -227,6 +230,12 @@ def one_view(conn: apsw.Connection) -> Iterator[None]:
 # Chunks
 
 
+_OTHER_COPIES = (
+    "CREATE TEMP TABLE other_copy (id INTEGER, digest BLOB, stored_bytes INTEGER, codec INTEGER,"
+    " segment INTEGER, offset INTEGER, PRIMARY KEY (id, digest)) WITHOUT ROWID"
+)
+
+
 class ChunkRow(NamedTuple):
     """Where a chunk lies; fields as in the table, `prefix` left out."""
 
@@ -263,16 +272,37 @@ def missing(conn: apsw.Connection, digests: Iterable[bytes]) -> list[int]:
 
 
 def add_chunks(conn: apsw.Connection, rows: Iterable[ChunkRow]) -> None:
-    """Add staged chunks; one whose id is known has a new place and is sound again.
+    """Add staged chunks; one that is known has a new place and is sound again.
 
-    What was known of it may have come from a torn write, whose id was given once more.
+    Known is one of the same id and digest. Another digest under a known id is passed over, unless
+    all that is known is a torn write, whose id was given once more: what a user's file holds may
+    look like a chunk.
     """
     conn.executemany(
         "INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0) ON CONFLICT (id) DO UPDATE SET"
         " prefix = excluded.prefix, digest = excluded.digest, plain_bytes = excluded.plain_bytes,"
         " segment = excluded.segment, offset = excluded.offset, codec = excluded.codec,"
-        " stored_bytes = excluded.stored_bytes, bad = 0",
+        " stored_bytes = excluded.stored_bytes, bad = 0"
+        " WHERE (digest = excluded.digest AND plain_bytes = excluded.plain_bytes)"
+        " OR (staged AND bad)",
         ((row.id, prefix_of(row.digest), *row[1:]) for row in rows),
+    )
+
+
+def add_found(conn: apsw.Connection, rows: Sequence[ChunkRow]) -> None:
+    """Add chunks as they are found in segments.
+
+    Where several lie under one id the manifest that names it says which it is; this connection
+    remembers the others until then.
+    """
+    add_chunks(conn, rows)
+    conn.executemany(
+        "INSERT OR REPLACE INTO temp.other_copy SELECT ?1, ?2, ?3, ?4, ?5, ?6"
+        " WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1 AND digest != ?2)",
+        (
+            (row.id, row.digest, row.stored_bytes, row.codec, row.segment, row.offset)
+            for row in rows
+        ),
     )
 
 
@@ -328,11 +358,26 @@ class Applier:
         self._put_extents(delta.extents)
 
     def _own_chunks(self, chunks: list[ChunkName]) -> None:
-        # One of which no copy is there lies nowhere: it is damaged, and waits to be mended.
+        # One of which no copy is there lies nowhere: it is damaged, and waits to be mended. What
+        # was found under its id with another digest is no copy of it; perhaps another one is.
+        rows = [(c.id, prefix_of(c.digest), c.digest, c.plain_bytes) for c in chunks]
         self._conn.executemany(
             "INSERT INTO chunk VALUES (?, ?, ?, ?, 0, 0, 0, 0, 0, 1)"
             " ON CONFLICT DO UPDATE SET staged = 0 WHERE staged",
-            ((c.id, prefix_of(c.digest), c.digest, c.plain_bytes) for c in chunks),
+            rows,
+        )
+        self._conn.executemany(
+            "UPDATE chunk SET prefix = ?2, digest = ?3, plain_bytes = ?4, stored_bytes = 0,"
+            " codec = 0, segment = 0, offset = 0, bad = 1"
+            " WHERE id = ?1 AND (digest != ?3 OR plain_bytes != ?4)",
+            rows,
+        )
+        self._conn.executemany(
+            "UPDATE chunk SET (stored_bytes, codec, segment, offset, bad) ="
+            " (SELECT stored_bytes, codec, segment, offset, 0 FROM temp.other_copy o"
+            " WHERE o.id = ?1 AND o.digest = ?2) WHERE id = ?1 AND segment = 0"
+            " AND EXISTS (SELECT 1 FROM temp.other_copy o WHERE o.id = ?1 AND o.digest = ?2)",
+            ((c.id, c.digest) for c in chunks),
         )
 
     def _end_names(self, names: Iterable[tuple[int, bytes]]) -> None:

@@ -190,6 +190,17 @@ class KeptPoints(ReplicaCore):
         self.record_damage(DamageFound(chunk=0, segment=0, offset=0, reason=reason, points=lost))
         self._rewrite(dropping.again(self._known_points(), frozenset(lost)), "")
 
+    def _rewrite_stale(self) -> None:
+        """Write the manifests anew that name what was moved: another index is to say the same.
+
+        Who reads page by page by chunk, as a restore does, must not find blocks at old chunks that
+        it has passed.
+        """
+        stale = [point for (point,) in self.on_database(_stale)]
+        if stale:
+            self._rewrite(dropping.again(self._known_points(), frozenset(stale)), "")
+            self.on_database(lambda conn: conn.execute("DELETE FROM stale"))
+
     def _rewrite_damaged(self) -> None:
         """Write damaged manifests anew from the index, if it can be read. Raises Damaged."""
         points = self._known_points()
@@ -204,3 +215,7 @@ class KeptPoints(ReplicaCore):
             gone = [number for number in points if number >= lost[0]]
             reason = Damaged(f"manifest {lost[0]} is damaged, and so is the index: {error}")
             raise reindex.lost(gone, None, reason) from error
+
+
+def _stale(conn: apsw.Connection) -> list[tuple[int]]:
+    return list(conn.execute("SELECT point FROM stale ORDER BY point"))

@@ -32,6 +32,7 @@ from strandline_replica_store.replica.rules import JobRow, OpenVerdict, judge_op
 from strandline_replica_store.replica.staging import Group, Stager
 
 KEPT_JOBS = 16
+MAX_LABEL_CHARS = 256
 """So many jobs' ends are remembered for those who ask late; committed ones by their point."""
 
 
@@ -50,7 +51,7 @@ class Receiving(KeptPoints):
     def waited(self, job: str, attempt: int) -> Waited:
         """Return how far an attempt has come."""
         row = self.job(job)
-        if row is None or row.state == "committed":
+        if row is None or row.state == "committed" or self._behind:
             point = self.point_of(job)
             if point is not None:
                 return Waited(state="committed", durable=row.durable if row else 0, point=point)
@@ -230,7 +231,8 @@ class Receiving(KeptPoints):
                 if not os.path.exists(target):
                     raise
                 # Renamed, but perhaps not for good: from here on only forward.
-                self._behind = True
+                part.close()
+                self._job, self._part, self._behind = None, None, True
                 raise Behind(f"recovery point {part.head.number} is not settled") from error
             self._job, self._part, self._behind = None, None, True
             self._catch_up()
@@ -238,6 +240,8 @@ class Receiving(KeptPoints):
             return self._newest
 
     def _check_end(self, row: JobRow, end: End) -> None:
+        if len(end.provider) + len(end.tracker) > MAX_LABEL_CHARS:
+            raise BadDelta("provider and tracker have names that cannot be")
         if end.seq != row.durable:
             raise BadDelta(f"{end.seq} batches were sent, {row.durable} came")
         if end.digest != self._batches.digest():

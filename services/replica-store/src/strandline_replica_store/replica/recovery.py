@@ -27,11 +27,15 @@ LEARNED_AT_ONCE_ROWS = 4096
 # Segments
 
 
-def agree_with_segments(conn: apsw.Connection, folder: str, source: str) -> None:
+def agree_with_segments(
+    conn: apsw.Connection, folder: str, source: str, *, anew: bool, era: int
+) -> None:
     """Make chunk rows agree with segments: learn chunks, forget those whose bytes are not there.
 
-    Committed chunks without bytes are damaged, staged ones are forgotten. Raises OSError, and
-    Damaged for a segment of another source.
+    Committed chunks without bytes are damaged, staged ones are forgotten. `anew` makes rows of all
+    that the segments hold, damage passed over; else what lies behind the first damage that the
+    index does not know was never relied on. Raises OSError, and Damaged for a segment of another
+    source.
     """
     retired = _retired(conn, folder)
     numbers = segment.numbers_in(folder)
@@ -47,7 +51,7 @@ def agree_with_segments(conn: apsw.Connection, folder: str, source: str) -> None
         if size_bytes < end_bytes:
             _forget_bytes(conn, number, size_bytes)
         elif size_bytes > end_bytes:
-            learn(conn, path, number, source, end_bytes)
+            learn(conn, path, number, source, end_bytes, anew=anew, era=era)
 
 
 def last_end(conn: apsw.Connection, folder: str) -> tuple[int, int]:
@@ -79,13 +83,27 @@ def _retired(conn: apsw.Connection, folder: str) -> set[int]:
     return {number for (number,) in conn.execute("SELECT segment FROM retired")}
 
 
-def learn(conn: apsw.Connection, path: str, number: int, source: str, start: int) -> None:
+def learn(
+    conn: apsw.Connection,
+    path: str,
+    number: int,
+    source: str,
+    start: int,
+    *,
+    anew: bool,
+    era: int,
+) -> None:
     """Add the chunks from `start` of a segment on, as staged; those that are damaged as bad."""
     _check_owner(path, number, source)
+    # What a killed process wrote may be in memory alone: from here on it is relied on.
+    durable.sync_path(path)
     sound: list[index.ChunkRow] = []
     with index.transaction(conn):
-        for found in segment.survey(path, max(start, SEGMENT_HEADER_BYTES)):
+        for found in segment.survey(path, max(start, SEGMENT_HEADER_BYTES), to_the_end=anew):
             head = found.header
+            if not found.in_sequence and head.id >> index.ERA_SHIFT > era:
+                # No id of this replica: part of a file that looks like a chunk.
+                continue
             row = index.ChunkRow(
                 head.id, head.plain_digest, head.plain_bytes, head.stored_bytes,
                 head.codec, number, found.offset,
@@ -93,11 +111,11 @@ def learn(conn: apsw.Connection, path: str, number: int, source: str, start: int
             if found.is_sound:
                 sound.append(row)
             if not found.is_sound or len(sound) >= LEARNED_AT_ONCE_ROWS:
-                index.add_chunks(conn, sound)
+                index.add_found(conn, sound)
                 sound = []
             if not found.is_sound:
                 index.add_bad_chunk(conn, row)
-        index.add_chunks(conn, sound)
+        index.add_found(conn, sound)
 
 
 def _check_owner(path: str, number: int, source: str) -> None:

@@ -42,13 +42,13 @@ def begin(path: str) -> apsw.Connection:
 
 
 def fill(
-    conn: apsw.Connection, segments_folder: str, manifests_folder: str, source: str
+    conn: apsw.Connection, segments_folder: str, manifests_folder: str, source: str, *, era: int
 ) -> Damaged | None:
     """Bring an index up to what segments and manifests hold; again, to what was added since.
 
     Returns what keeps the newest of the recovery points out of it, None when all are in.
     """
-    recovery.agree_with_segments(conn, segments_folder, source)
+    recovery.agree_with_segments(conn, segments_folder, source, anew=True, era=era)
     found = recovery.find_manifests(manifests_folder)
     known = index.newest_point(conn)
     newer = sorted({*found.heads, *found.chain.lost} - {*found.chain.leftover})

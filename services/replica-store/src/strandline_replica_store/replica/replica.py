@@ -22,7 +22,6 @@ from strandline_replica_store.errors import Busy, Damaged, StoreError, means_dam
 from strandline_replica_store.files import durable, manifest
 from strandline_replica_store.replica import index, mend, recovery, reindex
 from strandline_replica_store.replica.core import (
-    ERA_SHIFT,
     RESERVE_BYTES,
     Identity,
     create,
@@ -89,7 +88,15 @@ class Replica(Receiving):
     def _open_index(self, found: recovery.Found) -> None:
         """Open the index and make it agree with segments and manifests."""
         self._index = index.connect(self.index_path)
-        recovery.agree_with_segments(self._conn, self.segments_folder, self.identity.source)
+        # One that was deleted is made anew here.
+        self._made_anew = self._conn.execute("SELECT 1 FROM chunk LIMIT 1").fetchone() is None
+        recovery.agree_with_segments(
+            self._conn,
+            self.segments_folder,
+            self.identity.source,
+            anew=self._made_anew,
+            era=era_of(self.folder),
+        )
         differing = recovery.compare(self._conn, found)
         if differing.steps:
             reason = index.get_meta(self._conn, "dropping") or "retention"
@@ -104,18 +111,22 @@ class Replica(Receiving):
         """Cut off what is torn, and go on with the job that was being received."""
         # Before what is torn is forgotten: its id was given, and its header may still be found.
         self._find_next_chunk()
-        if self._broken is None and not recovery.has_lost_chunks(self._conn):
+        is_whole = self._broken is None and not recovery.has_lost_chunks(self._conn)
+        if is_whole and not self._made_anew:
             recovery.forget_torn(self._conn)
             self._segments.recover(*recovery.last_end(self._conn, self.segments_folder))
         else:
-            # Nothing is cut where manifests are missing that may name it, or headers that tell it.
+            # Nothing is cut where manifests are missing that may name it, or headers that tell it;
+            # nor is anything appended where what was found may lie inside what was torn.
+            if is_whole:
+                recovery.forget_torn(self._conn)
             self._segments.leave()
         self._recover_job()
 
     def _find_next_chunk(self) -> None:
         highest = self._conn.execute("SELECT max(id) FROM chunk").get
         # Not below what was given away since the start: who moves chunks may have ids in hand.
-        least = (era_of(self.folder) << ERA_SHIFT) + 1
+        least = (era_of(self.folder) << index.ERA_SHIFT) + 1
         self._next_chunk = max(self._next_chunk, (highest or 0) + 1, least)
 
     # Making the index anew
@@ -135,7 +146,14 @@ class Replica(Receiving):
             self._rebuilding = False
 
     def _fill(self, new: apsw.Connection) -> Damaged | None:
-        return reindex.fill(new, self.segments_folder, self.manifests_folder, self.identity.source)
+        self._made_anew = True
+        return reindex.fill(
+            new,
+            self.segments_folder,
+            self.manifests_folder,
+            self.identity.source,
+            era=era_of(self.folder),
+        )
 
     def _put_in_place(
         self,
@@ -194,6 +212,7 @@ class Replica(Receiving):
         """
         with self.rewriting, self.maintenance:
             self._rewrite_damaged()
+            self._rewrite_stale()
             with translated():
                 new = reindex.begin(self.index_path)
                 broken = self._fill(new)
@@ -277,6 +296,7 @@ class Replica(Receiving):
     def close(self) -> None:
         """Let go of all files; what is being received goes on after the next opening."""
         with self._lock:
+            self._closed = True
             if self._part is not None:
                 self._part.close()
             self._segments.close()

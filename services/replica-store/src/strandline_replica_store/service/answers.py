@@ -242,8 +242,14 @@ class Answers:
             "SELECT record FROM point WHERE number > ? ORDER BY number LIMIT ?",
             (asked.after, limit + 1),
         )
-        found = [decode(record, RecoveryPoint) for (record,) in rows]
-        return reading.PointPage(points=found[:limit], more=len(found) > limit)
+        found: list[RecoveryPoint] = []
+        room_bytes = self._room_bytes
+        for (record,) in rows:
+            room_bytes -= len(record)
+            if len(found) == limit or (found and room_bytes < 0):
+                return reading.PointPage(points=found, more=True)
+            found.append(decode(record, RecoveryPoint))
+        return reading.PointPage(points=found, more=False)
 
     async def resolve(self, request: Request) -> Message:
         """Resolve -> Resolved."""
