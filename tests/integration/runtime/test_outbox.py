@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from strandline_contracts.events import Event, SourceChanged, accept_event
 from strandline_contracts.policy import Source
 from strandline_runtime import outbox
 from strandline_runtime.bus import Bus
-from strandline_runtime.errors import BusError
+from strandline_runtime.errors import BusError, RuntimeFault
 from strandline_runtime.outbox import OutboxPump
 from support.nats import SiteBus
 from support.waiting import until
@@ -30,8 +32,14 @@ class Box:
         self.conn.executescript(outbox.SCHEMA)
         self.stop = asyncio.Event()
         self.pump = OutboxPump(bus, self.run)
+        self.errors: list[Exception] = []
+        self.calls = 0
 
     async def run(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        self.calls += 1
+        # Every second call, so that reading and forgetting both meet them.
+        if self.errors and self.calls % 2 == 0:
+            raise self.errors.pop(0)
         return work(self.conn)
 
     def put(self, name: str, source: str = "s1") -> Event:
@@ -116,3 +124,27 @@ async def test_one_that_the_bus_never_takes_holds_up_nothing(box: Box, connect: 
     got = await told(operator)
     assert got == [after]
     assert got[0].number == 2  # the gap can be seen
+
+
+class ForeignError(Exception):
+    """Stands for the errors of another SQLite library, which the runtime does not know."""
+
+
+async def test_a_full_disk_only_delays(
+    box: Box, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "RETRY_MAX_S", 0.2)
+    operator = await connect("operator")
+    full = "database or disk is full"
+    box.errors = [
+        sqlite3.OperationalError(full),
+        OSError(errno.ENOSPC, full),
+        RuntimeFault(full),
+        ForeignError(full),
+        sqlite3.OperationalError(full),
+    ]
+    sent = [box.put(f"n{n}") for n in range(5)]
+    box.pump.poke()
+    await until(lambda: not box.errors and box.waiting() == 0, "an empty outbox")
+    # What was told and not forgotten came again, with the same id: the bus took it once.
+    assert await told(operator) == sent

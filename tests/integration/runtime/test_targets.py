@@ -21,6 +21,7 @@ from strandline_contracts.names import Role
 from strandline_contracts.points import Issue
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import BusError, RuntimeFault
+from strandline_runtime.job_rules import MAX_SKEW_NS
 from strandline_runtime.journal import Journal
 from strandline_runtime.outbox import OutboxPump
 from strandline_runtime.targets import CommandReceiver, JobContext, JobRunner, Outcome, Run
@@ -408,3 +409,57 @@ async def test_a_restart_resumes_what_ran_with_a_new_attempt(ask: Ask, target: S
     late = await second.reaches("too_late", "expired")
     assert failure_of(late).code == "job.late"
     assert attempts == {"ran": 2, "waited": 1}
+
+
+async def test_a_full_disk_leaves_no_job_between_states(
+    ask: Ask, target: StartTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strandline_runtime.runner.retry_delay_s", lambda attempt, jitter: 0.02)
+    full: list[str] = []
+
+    async def run(context: JobContext) -> Outcome:
+        if context.job.job == "broken":
+            full.extend(["get", "move"])
+            raise ZeroDivisionError("oops")
+        full.extend(["move"] * 3)
+        return Outcome(point=7)
+
+    agent = await target(run)
+    monkeypatch.setattr(agent, "job", agent.journal.get)  # the test itself meets no full disk
+    monkeypatch.setattr(agent.journal, "get", failing(agent.journal.get, "get", full))
+    monkeypatch.setattr(agent.journal, "move", failing(agent.journal.move, "move", full))
+    await ask(make_command("j1"))
+    assert (await agent.reaches("j1", "durable", "failed")).state == "durable"
+    await ask(make_command("broken"))
+    assert failure_of(await agent.reaches("broken", "failed")).code == "internal"
+    assert not full
+
+
+def failing(method: Callable[..., Any], name: str, full: list[str]) -> Callable[..., Any]:
+    """Return `method`, failing as on a full disk once for each `name` in `full`."""
+
+    def fails(*values: Any, **named: Any) -> Any:
+        if name in full:
+            full.remove(name)
+            raise sqlite3.OperationalError("database or disk is full")
+        return method(*values, **named)
+
+    return fails
+
+
+async def test_one_from_the_future_is_taken_when_the_clock_is_right(
+    ask: Ask, target: StartTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strandline_runtime.receiver.FUTURE_AGAIN_S", 0.05)
+    agent = await target(done_at_once)
+    now = time.time_ns()
+    # What a clock that was wrong once has sent stops nothing that follows.
+    await ask(make_command("wrong", at_ns=now + 10 * MAX_SKEW_NS))
+    await ask(make_command("next"))
+    await agent.reaches("next", "durable")
+    assert agent.job("wrong") is None
+    # The target's clock is behind, and is set right while the command waits on the bus.
+    early = make_command("early", at_ns=time.time_ns() + MAX_SKEW_NS + 10**9)
+    await ask(early)
+    assert agent.job("early") is None
+    await agent.reaches("early", "durable")

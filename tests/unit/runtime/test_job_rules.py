@@ -10,9 +10,11 @@ from strandline_contracts.jobs import ENDED, MAX_ISSUES_IN_JOB, NEXT
 from strandline_contracts.points import Issue
 from strandline_runtime.job_rules import (
     MAX_ISSUE_BYTES_IN_JOB,
+    MAX_SKEW_NS,
     RETRY_MAX_S,
     CancelledBefore,
     Expired,
+    Future,
     JobRefused,
     Known,
     Older,
@@ -37,6 +39,15 @@ COMMAND = make_command("j1", at_ns=1000, valid_s=1e-6)
         (False, 0, False, 2001, Expired),
         (True, 2000, True, 9999, Known),
         (False, 2000, True, 9999, Older),
+        (False, 0, False, 1000 - MAX_SKEW_NS, None),
+        (False, 0, True, 999 - MAX_SKEW_NS, Future),
+        (True, 0, False, 999 - MAX_SKEW_NS, Known),
+        # A newest instant that is yet to come says nothing.
+        (False, 1500 + MAX_SKEW_NS, False, 1500, Older),
+        (False, 1501 + MAX_SKEW_NS, False, 1500, None),
+        (True, 1501 + MAX_SKEW_NS, False, 1500, Known),
+        (False, 1501 + MAX_SKEW_NS, False, 2001, Older),
+        (False, 2002 + MAX_SKEW_NS, False, 2001, Expired),
     ],
 )
 def test_acceptance(

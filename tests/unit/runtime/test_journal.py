@@ -13,7 +13,15 @@ from strandline_contracts.commands import Sync
 from strandline_contracts.events import JobChanged
 from strandline_contracts.jobs import Failure
 from strandline_runtime import outbox
-from strandline_runtime.job_rules import CancelledBefore, Expired, Known, Older, WrongState
+from strandline_runtime.job_rules import (
+    MAX_SKEW_NS,
+    CancelledBefore,
+    Expired,
+    Future,
+    Known,
+    Older,
+    WrongState,
+)
 from strandline_runtime.journal import REMEMBER_NS, Journal, UnknownJob
 from support.commands import make_command
 
@@ -165,6 +173,43 @@ def test_ended_jobs_are_remembered_30_days_and_older_ones_refused_for_ever(
     with pytest.raises(Older):
         again.accept(first, T)
     again.close()
+
+
+YEAR_NS = 365 * 86_400 * 10**9
+
+
+def test_one_from_the_future_leaves_no_trace(journal: Journal) -> None:
+    wrong = make_command("j1", at_ns=T + YEAR_NS)
+    with pytest.raises(Future) as refused:
+        journal.accept(wrong, T)
+    assert (refused.value.code, refused.value.retryable) == ("job.future", True)
+    assert journal.get("j1") is None
+    assert told(journal) == []
+    journal.accept(make_command("j2", at_ns=T + 1), T)
+    # The clock was the target's: the same command is taken when that is right.
+    assert journal.accept(wrong, T + YEAR_NS - MAX_SKEW_NS).state == "accepted"
+
+
+def test_an_instant_taken_while_a_clock_was_wrong_does_no_harm(journal: Journal) -> None:
+    old = make_command("old", at_ns=T - 60 * 10**9, valid_s=1)
+    journal.accept(make_command("before", at_ns=T - 1), T)
+    # The target's own clock, and that of who commands, were a year ahead.
+    wrong = make_command("wrong", at_ns=T + YEAR_NS)
+    journal.accept(wrong, T + YEAR_NS)
+    # What came before is refused all the same: by its id, or by its end.
+    with pytest.raises(Known):
+        journal.accept(make_command("before", at_ns=T - 1), T)
+    with pytest.raises(Known):
+        journal.accept(wrong, T)
+    with pytest.raises(Expired):
+        journal.accept(old, T)
+    journal.accept(make_command("j1", at_ns=T), T)
+    # From here on the newest is again the newest.
+    with pytest.raises(Older):
+        journal.accept(make_command("j0", at_ns=T - 1), T)
+    journal.accept(make_command("j2", at_ns=T + 1), T + 1)
+    with pytest.raises(Older):
+        journal.accept(make_command("j3", at_ns=T + 1), T + YEAR_NS - MAX_SKEW_NS)
 
 
 def test_threads_take_turns(journal: Journal) -> None:

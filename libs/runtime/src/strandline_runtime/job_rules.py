@@ -11,6 +11,12 @@ RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
 MAX_ISSUE_BYTES_IN_JOB = 64 * 1024
 """A job's record is an event, and must fit one with all its paths."""
+MAX_SKEW_NS = 5 * 60 * 1_000_000_000
+"""So far may the clock of who commands be ahead of the target's.
+
+Clocks that are kept by NTP differ by far less; and it is half of the shortest time for which a
+scheduler's command holds, so one that is refused for a clock can still come in time.
+"""
 
 
 class JobRefused(RuntimeFault):
@@ -32,6 +38,18 @@ class Older(JobRefused):
     hint = "The newer one does the same: strandline jobs."
 
 
+class Future(JobRefused):
+    """It stands for an instant that is yet to come by the target's clock: one clock is wrong.
+
+    Taken, it would have every command until then refused as older. The target forgets it: the
+    same command is taken when its time has come or the clock is right.
+    """
+
+    code = "job.future"
+    hint = "The clock of this target, or of who sent the command, is wrong: see timedatectl."
+    retryable = True
+
+
 class Expired(JobRefused):
     """It may not be started any more."""
 
@@ -51,6 +69,11 @@ class WrongState(RuntimeFault):
     code = "job.wrong_state"
 
 
+def latest_believed_ns(now_ns: int) -> int:
+    """Return the latest instant that a command may stand for, by a target's clock."""
+    return now_ns + MAX_SKEW_NS
+
+
 def check_acceptable(
     command: Command, *, known: bool, newest_ns: int, cancelled: bool, now_ns: int
 ) -> None:
@@ -58,11 +81,16 @@ def check_acceptable(
 
     `newest_ns` is the latest scheduled instant taken of this source and verb (0: none). An equal
     one is refused too: one instant of one source and verb is one job, whatever its id. But no
-    restore stands for another one.
+    restore stands for another one. A `newest_ns` that is yet to come was taken while a clock was
+    wrong, and says nothing: known ids and `not_after_ns` stand against replays meanwhile.
     """
+    latest_ns = latest_believed_ns(now_ns)
     if known:
         raise Known(f"job {command.job} is known")
-    if command.scheduled_at_ns <= newest_ns and command.verb != "restore":
+    if command.scheduled_at_ns > latest_ns:
+        ahead_s = (command.scheduled_at_ns - now_ns) // 1_000_000_000
+        raise Future(f"job {command.job} stands for an instant {ahead_s} s ahead of this clock")
+    if command.scheduled_at_ns <= newest_ns <= latest_ns and command.verb != "restore":
         raise Older(f"job {command.job} is older than the newest {command.verb} of its source")
     if cancelled:
         raise CancelledBefore(f"job {command.job} was cancelled before it came")

@@ -2,7 +2,7 @@
 
 One SQLite file (WAL, synchronous=FULL). Each change of a job and the event that tells of it are
 one transaction. Ended jobs are remembered 30 days, longer than any command lives on the bus, and
-the newest instant of each source and verb for ever: no redelivery starts a job twice.
+the newest instant of each source and verb until a newer one: no redelivery starts a job twice.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from strandline_runtime.job_rules import (
     Older,
     check_acceptable,
     check_move,
+    latest_believed_ns,
 )
 
 T = TypeVar("T")
@@ -87,7 +88,8 @@ class Journal:
         """Journal a new job (state accepted, attempt 0). Raises a JobRefused.
 
         One that came too late, or whose cancel or a newer one came first, is journaled as expired
-        or cancelled before it is refused, so that everybody can see it.
+        or cancelled before it is refused, so that everybody can see it. One from the future leaves
+        no trace.
         """
         with self._lock:
             refusal: Expired | CancelledBefore | Older | None = None
@@ -101,16 +103,11 @@ class Journal:
                     state = "expired" if isinstance(error, Expired) else "cancelled"
                 job = _new_job(command, state, now_ns, refusal)
                 self._store(job, encode(command), now_ns)
-                self._conn.execute(
-                    "INSERT INTO newest VALUES (?, ?, ?)"
-                    " ON CONFLICT DO UPDATE"
-                    " SET scheduled_at_ns = max(scheduled_at_ns, excluded.scheduled_at_ns)",
-                    (command.source, command.verb, command.scheduled_at_ns),
-                )
+                self._keep_newest(command, now_ns)
                 self._prune(now_ns)
                 self._conn.execute("COMMIT")
             except BaseException:
-                self._conn.execute("ROLLBACK")
+                self._roll_back()
                 raise
         if refusal is not None:
             raise refusal
@@ -185,7 +182,7 @@ class Journal:
                 result = work(self._conn)
                 self._conn.execute("COMMIT")
             except BaseException:
-                self._conn.execute("ROLLBACK")
+                self._roll_back()
                 raise
             return result
 
@@ -207,6 +204,26 @@ class Journal:
             cancelled=self._cancelled(command.job),
             now_ns=now_ns,
         )
+
+    def _keep_newest(self, command: Command, now_ns: int) -> None:
+        # An instant that is yet to come (of a clock that was wrong) gives way to one that is not.
+        self._conn.execute(
+            "INSERT INTO newest VALUES (?, ?, ?)"
+            " ON CONFLICT DO UPDATE"
+            " SET scheduled_at_ns = excluded.scheduled_at_ns"
+            " WHERE scheduled_at_ns < excluded.scheduled_at_ns OR scheduled_at_ns > ?",
+            (
+                command.source,
+                command.verb,
+                command.scheduled_at_ns,
+                latest_believed_ns(now_ns),
+            ),
+        )
+
+    def _roll_back(self) -> None:
+        # On a full disk SQLite may have done it: another ROLLBACK would hide why.
+        if self._conn.in_transaction:
+            self._conn.execute("ROLLBACK")
 
     def _get(self, job_id: str) -> Job | None:
         row = self._conn.execute("SELECT record FROM jobs WHERE job = ?", (job_id,)).fetchone()

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from strandline_contracts.codec import decode, encode
+from strandline_contracts.errors import StrandlineError
 from strandline_contracts.events import Data, Event
 from strandline_runtime import metrics
 from strandline_runtime.bus import Bus
@@ -124,25 +125,37 @@ class OutboxPump:
         self._poked.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop`; an outage of the bus only delays.
+        """Deliver until `stop`; an outage of the bus or of the database only delays.
 
-        An event that the bus will never take (not retryable) is logged and dropped: it would hold
-        up all that follow, and receivers see the gap in its number.
+        What cannot be read, told or forgotten now stays where it is and is tried again: should it
+        have been told, it goes out with the same id, before all that follow. An event that the bus
+        will never take (not retryable) is logged and dropped: it would hold up all that follow, and
+        receivers see the gap in its number.
         """
         retry_s = 0.0
         while not stop.is_set():
             self._poked.clear()
             try:
                 more = await self._deliver() == PUMP_BATCH
-            except BusError as error:
+            except Exception as error:  # noqa: BLE001 - of sqlite3, apsw, the disk: all pass
+                # Nobody starts the pump again: if it ended, a service would work on, untold.
+                self._log_waiting(error, is_first=not retry_s)
                 retry_s = min(RETRY_MAX_S, max(RETRY_FIRST_S, 2 * retry_s))
-                self._log.warning("outbox.waiting", code=error.code, error=str(error))
-                # A poke does not shorten this: only time, or the bus, helps now.
+                # A poke does not shorten this: only time, or the bus or the disk, helps now.
                 await _first_of([stop], retry_s)
             else:
                 retry_s = 0.0
                 if not more:
                     await _first_of([stop, self._poked], LOOK_AGAIN_S)
+
+    def _log_waiting(self, error: Exception, *, is_first: bool) -> None:
+        if isinstance(error, StrandlineError):
+            self._log.warning("outbox.waiting", code=error.code, error=str(error))
+            return
+        # One traceback tells where; on a full disk more of them would only make it fuller.
+        text = f"{type(error).__name__}: {error}"
+        trace = error if is_first else None
+        self._log.error("outbox.waiting", code="internal", error=text, exc_info=trace)
 
     async def _deliver(self) -> int:
         batch: list[tuple[int, Event]] = await self._on_database(

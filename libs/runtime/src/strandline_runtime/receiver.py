@@ -15,11 +15,12 @@ from strandline_contracts.subjects import COMMANDS, NO_SOURCE, CommandSubject, p
 from strandline_runtime import metrics
 from strandline_runtime.bus import Bus, Request
 from strandline_runtime.errors import BusError
-from strandline_runtime.job_rules import JobRefused, Known
+from strandline_runtime.job_rules import Future, JobRefused, Known
 from strandline_runtime.journal import Journal
 from strandline_runtime.logs import bind, logger
 
 READS_AT_ONCE = 16
+FUTURE_AGAIN_S = 60.0
 
 
 class CommandReceiver:
@@ -52,6 +53,8 @@ class CommandReceiver:
         self._on_cancel = on_cancel
         self._poke = poke
         self._one_at_a_time = asyncio.Lock()
+        self._future_refused = False
+        self._looking_again: asyncio.Task[None] | None = None
         self._log = logger()
 
     async def start(self) -> None:
@@ -123,6 +126,13 @@ class CommandReceiver:
             await asyncio.to_thread(self._journal.accept, command, time.time_ns())
         except Known:
             self._log.debug("job.known")
+        except Future as error:
+            self._log.warning(
+                "command.refused", code=error.code, verb=command.verb, error=str(error)
+            )
+            self._future_refused = True
+            if self._looking_again is None or self._looking_again.done():
+                self._looking_again = asyncio.create_task(self._look_again())
         except JobRefused as error:
             self._log.info("command.refused", code=error.code, verb=command.verb)
             self._poke()
@@ -130,3 +140,13 @@ class CommandReceiver:
             self._log.info("job.accepted", verb=command.verb, issued_by=command.issued_by)
             self._poke()
             await self._on_command(command)
+
+    async def _look_again(self) -> None:
+        """Read the bus every minute while there is what was refused as of the future.
+
+        The command waits there, and when a clock is set right nothing else would say so.
+        """
+        while self._future_refused:
+            self._future_refused = False
+            await asyncio.sleep(FUTURE_AGAIN_S)
+            await self.catch_up()

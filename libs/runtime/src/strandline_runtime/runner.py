@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,6 +24,8 @@ from strandline_runtime.errors import RuntimeFault
 from strandline_runtime.job_rules import issues_for_record, retry_delay_s
 from strandline_runtime.journal import Journal
 from strandline_runtime.logs import bind, logger
+
+T = TypeVar("T")
 
 PROGRESS_EVERY_S = 0.5
 MAX_WAITING_PER_SOURCE = 16
@@ -216,7 +219,7 @@ class JobRunner:
 
     async def _attempts(self, command: Command) -> None:
         """Try until the job has ended."""
-        job = await asyncio.to_thread(self._journal.get, command.job)
+        job = await self._journaled(partial(self._journal.get, command.job))
         while job is not None and job.state not in ENDED:
             if await self._is_cancelled(job):
                 await self._move(job, "cancelled")
@@ -265,23 +268,39 @@ class JobRunner:
         return msgspec.structs.replace(job, failure=_failure(error))
 
     async def _is_cancelled(self, job: Job) -> bool:
-        return self._cancels[job.job].is_set() or await asyncio.to_thread(
-            self._journal.cancel_requested, job.job
+        return self._cancels[job.job].is_set() or await self._journaled(
+            partial(self._journal.cancel_requested, job.job)
         )
 
     async def _fail(self, job_id: str, error: Exception) -> None:
         if not isinstance(error, StrandlineError):
             self._log.error("job.failed", code="internal", exc_info=error)
-        job = await asyncio.to_thread(self._journal.get, job_id)
+        job = await self._journaled(partial(self._journal.get, job_id))
         if job is not None and job.state not in ENDED:
             cancelled = self._cancels[job_id].is_set()
             state: State = "cancelled" if cancelled else "failed"
             await self._move(job, state, failure=None if cancelled else _failure(error))
 
     async def _move(self, job: Job, state: State, **changes: Any) -> Job:
-        moved = await asyncio.to_thread(partial(self._journal.move, job.job, state, **changes))
+        moved = await self._journaled(partial(self._journal.move, job.job, state, **changes))
         self._poke()
         return moved
+
+    async def _journaled(self, work: Callable[[], T]) -> T:
+        """Run `work` on the journal, again and again while its disk is full or fails.
+
+        Its record would else stay as it is until a restart, or tell that a job failed that is
+        durable. The job keeps its turn meanwhile.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await asyncio.to_thread(work)
+            except (sqlite3.OperationalError, OSError) as error:
+                attempt += 1
+                delay_s = retry_delay_s(attempt, random.random())
+                self._log.error("job.not_journaled", error=str(error), delay_s=round(delay_s, 1))
+                await asyncio.sleep(delay_s)
 
 
 def _shown(outcome: Outcome) -> dict[str, Any]:
