@@ -97,6 +97,23 @@ async def test_a_lost_index_is_made_anew(site: Site) -> None:
     assert shipped.point.kind == "express_full"
 
 
+async def test_a_check_that_is_due_is_not_forgotten(site: Site) -> None:
+    (site.src / "file").write_bytes(b"before")
+    await site.full()
+    for path in site.index.parent.iterdir():
+        path.unlink()
+
+    def die() -> None:
+        raise Killed
+
+    order = site.order()
+    with pytest.raises(Killed):
+        await make_point(site.store, order, die)
+    kinds = [(await site.full(job=order.job, attempt=2)).point.kind]
+    kinds.append((await site.full()).point.kind)
+    assert kinds == ["check", "express_full"]
+
+
 async def test_a_check_repairs_the_replica(site: Site) -> None:
     make_tree(site.src)
     await site.full()
@@ -119,6 +136,177 @@ async def test_a_forged_time_hides_nothing(site: Site) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     await site.full()
     await assert_restorable(site, "out")
+
+
+@pytest.mark.parametrize("size", [0, 5000, 70 * 4096, (5 << 20) + 1])
+async def test_a_file_that_shrinks_and_grows_back(site: Site, size: int) -> None:
+    path = site.src / "dump"
+    content = os.urandom(6 << 20)
+    path.write_bytes(content)
+    await site.full()
+    os.truncate(path, size)
+    await site.full()
+    path.write_bytes(content)
+    await site.full()
+    await assert_restorable(site, "out")
+    # Once more, with holes behind the old end, and then the same bytes again.
+    os.truncate(path, size)
+    await site.full()
+    os.truncate(path, len(content))
+    await site.full()
+    await assert_restorable(site, "out2")
+    path.write_bytes(content)
+    await site.full()
+    await assert_restorable(site, "out3")
+    await site.full(kind="check")
+    assert site.store.shipped == 0
+
+
+async def test_a_file_that_shrinks_while_it_is_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site.src / "log"
+    path.write_bytes(os.urandom(1 << 20))
+    sizes = [70 * 4096]
+    original = read_files.Readers._finish
+
+    def finish(self: Any, worker: Any, reading: Any) -> None:
+        if sizes:
+            os.truncate(path, sizes.pop())
+        original(self, worker, reading)
+
+    monkeypatch.setattr(read_files.Readers, "_finish", finish)
+    monkeypatch.setattr(read_files, "RETRY_WAIT_S", 0.001)
+    await site.full()
+    os.truncate(path, 1 << 20)
+    await site.full()
+    await assert_restorable(site, "out")
+
+    # The first try meets less than the replica has, the second one holes in its place.
+    path.write_bytes(os.urandom(1 << 20))
+    await site.full()
+    path.write_bytes(os.urandom(70 * 4096))
+    sizes.append(1 << 20)
+    await site.full()
+    await assert_restorable(site, "out2")
+
+
+async def test_a_file_that_shrinks_after_a_read_error(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site.src / "file"
+    path.write_bytes(os.urandom(100_000))
+    await site.full()
+    with path.open("ab") as file:
+        file.write(os.urandom(3 << 20))
+    original = read_files._read_fully
+
+    def fail(fd: int, view: memoryview, at: int) -> int:
+        if at >= 2 << 20:
+            raise OSError(5, "Input/output error")
+        return original(fd, view, at)
+
+    monkeypatch.setattr(read_files, "_read_fully", fail)
+    await site.full()
+    monkeypatch.undo()
+    os.truncate(path, 100_000)
+    os.truncate(path, 4 << 20)
+    await site.full()
+    await assert_restorable(site, "out")
+
+
+async def test_blocks_before_a_read_error_are_known_as_sent(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site.src / "file"
+    content = os.urandom(3 << 20)
+    path.write_bytes(content)
+    await site.full()
+    path.write_bytes(bytes(1 << 20) + content[1 << 20 :])
+    original = read_files._read_fully
+
+    def fail(fd: int, view: memoryview, at: int) -> int:
+        if at >= 2 << 20:
+            raise OSError(5, "Input/output error")
+        return original(fd, view, at)
+
+    monkeypatch.setattr(read_files, "_read_fully", fail)
+    await site.full()
+    monkeypatch.undo()
+    path.write_bytes(content)
+    await site.full()
+    await assert_restorable(site, "out")
+
+
+@pytest.mark.parametrize("way", ["moved", "second path"])
+async def test_a_former_root_folder_below_the_new_one(site: Site, way: str) -> None:
+    make_tree(site.src)
+    await site.full()
+    if way == "moved":
+        site.src.rename(site.folder / "old")
+        site.src.mkdir()
+        (site.folder / "old").rename(site.src / "old")
+    else:
+        (site.folder / "etc").mkdir()
+        site.paths.append(os.fsencode(site.folder / "etc"))
+    for kind in ("express_full", "express_full", "check"):
+        shipped = await site.full(kind=kind)
+        assert shipped.issues == []
+        assert 1 not in site.store.states[shipped.point.number].names.values()
+        out = f"out{shipped.point.number}"
+        await site.back(out, devices=True)
+        below = site.folder / out
+        if way != "moved":
+            below = below.joinpath(*site.src.parts[1:])
+        assert differences(site.src, below) == ""
+
+
+async def test_a_job_ends_that_is_cancelled_while_digests_are_asked(site: Site) -> None:
+    (site.src / "small").write_bytes(b"before")
+    await site.full(index_max_bytes=1)
+    (site.src / "small").write_bytes(b"after")
+    asked = asyncio.Event()
+
+    async def answer_never(_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    original = site.store.on_block_digests
+    site.store.on_block_digests = answer_never  # type: ignore[method-assign,assignment]
+    working = asyncio.ensure_future(site.full())
+    await asked.wait()
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(working, 10)
+    site.store.on_block_digests = original  # type: ignore[method-assign]
+    await site.full()
+    await assert_restorable(site, "out")
+
+
+async def test_a_second_name_made_during_a_walk(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (site.src / name).mkdir()
+        (site.src / name / "file").write_bytes(os.urandom(5000))
+    original = scan.Scan._folder
+    made: list[Path] = []
+
+    def folder(self: Any, found: Any) -> None:
+        original(self, found)
+        if found.name in (b"a", b"b") and not made:
+            made.append(site.src / ("b" if found.name == b"a" else "a") / "link")
+            os.link(os.path.join(os.fsdecode(found.path), "file"), made[0])
+
+    monkeypatch.setattr(scan.Scan, "_folder", folder)
+    await site.full()
+    made[0].chmod(0o600)
+    for kind in ("express_full", "check"):
+        shipped = await site.full(kind=kind)
+        state = site.store.states[shipped.point.number]
+        regular = [inode for inode in state.inodes.values() if inode.type == "f"]
+        assert len(regular) == 2
+        await assert_restorable(site, kind)
 
 
 async def test_lost_and_refused_batches_are_sent_again(
@@ -194,6 +382,29 @@ async def test_unreadable_files_are_left_out_or_kept_older(
     await site.back("out")
     assert (site.folder / "out" / "old").read_bytes() == b"first"
     assert sorted(os.listdir(site.folder / "out")) == ["old", "other"]
+    monkeypatch.undo()
+    await site.full()
+    await assert_restorable(site, "out2")
+
+
+async def test_a_new_file_that_cannot_be_read_leaves_no_name(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site.src / "good").write_bytes(b"good")
+    await site.full()
+    (site.src / "bad").write_bytes(b"bad")
+    original = read_files._read_fully
+
+    def fail(fd: int, view: memoryview, at: int) -> int:
+        if len(view) == 3:
+            raise OSError(5, "Input/output error")
+        return original(fd, view, at)
+
+    monkeypatch.setattr(read_files, "_read_fully", fail)
+    await site.full()
+    assert [name for _, name in site.store.states[2].names] == [b"good"]
+    assert len(site.store.states[2].inodes) == 2
+    await site.back("out")
     monkeypatch.undo()
     await site.full()
     await assert_restorable(site, "out2")

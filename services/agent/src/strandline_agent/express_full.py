@@ -118,6 +118,8 @@ class _Job:
         if self._kind == "check":
             self._progress_phase("reading the store")
             await self._rebuild_from_newest()
+        elif await asyncio.to_thread(lambda: self._index.needs_check):
+            self._kind = "check"
         for _ in range(MAX_OPENS):
             parent, digest = await asyncio.to_thread(lambda: self._index.mirrored)
             request = Open(
@@ -147,6 +149,8 @@ class _Job:
     async def _agree(self, newest: RecoveryPoint | None) -> None:
         """Make the index mirror the store's newest recovery point."""
         if newest is not None and await self._merge_if_pending(newest):
+            # If a check was due, this was it.
+            self._kind = self._order.kind
             return
         if newest is None:
             await asyncio.to_thread(self._index.clear, first_file=_fresh_id())
@@ -230,8 +234,10 @@ class _Job:
             finally:
                 readers.close()
 
+        tracking = loop.run_in_executor(threads, track)
+
         async def produce() -> None:
-            await asyncio.gather(loop.run_in_executor(threads, track), *reading)
+            await asyncio.gather(tracking, *reading)
             await loop.run_in_executor(threads, scan.tell_gone)
             outgoing.end()
 
@@ -243,8 +249,9 @@ class _Job:
             outgoing.stop()
             readers.stop()
             parts[1].cancel()
-            # The threads see that they are to stop; only then may the index be closed.
-            await asyncio.gather(*reading, *parts, return_exceptions=True)
+            # The threads see that they are to stop; only then may the index be closed. Leaving the
+            # pool waits for them too, but holds up the event loop, which they may need to end.
+            await asyncio.gather(tracking, *reading, *parts, return_exceptions=True)
             raise
         finally:
             ticker.cancel()

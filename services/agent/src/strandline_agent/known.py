@@ -145,6 +145,15 @@ class KnownIndex:
             job = self._meta("job", "")
             return Pending(job, int(self._meta("attempt", 0))) if job else None
 
+    @property
+    def needs_check(self) -> bool:
+        """Whether it was made anew from the store and no check was merged since.
+
+        Such an index knows times that were never compared with what the files hold.
+        """
+        with self._lock:
+            return bool(self._meta("needs_check", 0))
+
     def begin(self, point: int) -> None:
         """Begin to collect the changes that will make recovery point `point`."""
         with self._lock:
@@ -201,6 +210,7 @@ class KnownIndex:
             self._forget_pending()
             self._put_meta("point", point)
             self._put_meta("digest", digest)
+            execute("DELETE FROM meta WHERE key = 'needs_check'")
             execute("COMMIT")
 
     def clear(self, *, first_file: int) -> None:
@@ -423,11 +433,12 @@ class KnownIndex:
             self._conn.execute("COMMIT")
 
     def set_mirrored(self, point: int, digest: bytes) -> None:
-        """Tell which recovery point a freshly filled index mirrors."""
+        """Tell which recovery point a freshly filled index mirrors; the next job is to check it."""
         with self._lock:
             self._conn.execute("BEGIN IMMEDIATE")
             self._put_meta("point", point)
             self._put_meta("digest", digest)
+            self._put_meta("needs_check", 1)
             self._conn.execute("COMMIT")
 
     def used_bytes(self) -> int:

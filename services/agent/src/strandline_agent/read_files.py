@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
 from itertools import islice
 
 from backports import zstd
@@ -55,9 +56,13 @@ RETRY_WAIT_S = 0.05
 COMPRESSION_LEVEL = 1
 
 PAGE_BYTES = PAGE_BLOCKS * BLOCK_BYTES
+_UNKNOWN = b"\xff" * BLOCK_DIGEST_BYTES
+"""Stands for a block of which nothing is known: like no digest that is found."""
 
-FetchDigests = Callable[[int, int, int], bytes]
+AskDigests = Callable[[int, int, int], Future[bytes]]
 """Asks the store for the digests of blocks (file, start, blocks), holes as HOLE."""
+FetchDigests = Callable[[int, int, int], bytes]
+"""The same, and waits for them. Raises PipelineStopped."""
 
 
 class ToRead:
@@ -86,18 +91,26 @@ class ToRead:
 
 
 class _Reading:
-    """A file that is being read: its groups of pages, and how many are out."""
+    """A file that is being read: its groups of pages, and how many are out.
+
+    The store can hold nothing behind `held_bytes`: it ends a file's blocks by the size that it is
+    told when the file has been read. Digests that the index has behind that are of long ago.
+    """
 
     def __init__(self, task: ToRead, index: KnownIndex) -> None:
         self.task = task
         self.tries = 0
+        self.before = task.stat
         self.error: OSError | None = None
         self.content_changed = False
+        self.held_bytes = 0 if task.row is None else task.row.size
         self._index = index
         self.start()
 
     def start(self) -> None:
         """Begin at the front; the state that this try is to find is `before`."""
+        if self.tries:
+            self.held_bytes = max(self.held_bytes, self.before.st_size)
         self.tries += 1
         self.clock_ns = linux.file_clock_ns()
         self.before = os.fstat(self.task.fd)
@@ -184,13 +197,15 @@ class Readers:
     """
 
     def __init__(
-        self, index: KnownIndex, out: Outgoing, *, offer: bool, fetch: FetchDigests | None
+        self, index: KnownIndex, out: Outgoing, *, offer: bool, fetch: AskDigests | None
     ) -> None:
         self._index = index
         self._out = out
         self._offer = offer
-        self._fetch = fetch
-        self._walker = _Worker(index, out, offer, fetch)
+        self._ask = fetch
+        self._asked: set[Future[bytes]] = set()
+        self._fetch = None if fetch is None else self._fetch_digests
+        self._walker = _Worker(index, out, offer, self._fetch)
         self._small: list[ToRead] = []
         self._waiting: deque[ToRead] = deque()
         self._open: deque[_Reading] = deque()
@@ -264,6 +279,8 @@ class Readers:
             self._stopped = True
             while self._waiting:
                 os.close(self._waiting.popleft().fd)
+            for asked in self._asked:
+                asked.cancel()
             self._changed.notify_all()
 
     def run(self) -> None:
@@ -277,6 +294,21 @@ class Readers:
             with self._changed:
                 self.read_bytes += worker.read_bytes
                 self.dirty_bytes += worker.dirty_bytes
+
+    def _fetch_digests(self, file: int, start: int, blocks: int) -> bytes:
+        assert self._ask is not None
+        with self._changed:
+            if self._stopped:
+                raise PipelineStopped("the job has stopped")
+            asked = self._ask(file, start, blocks)
+            self._asked.add(asked)
+        try:
+            return asked.result()
+        except CancelledError as error:
+            raise PipelineStopped("the job has stopped") from error
+        finally:
+            with self._changed:
+                self._asked.discard(asked)
 
     def _take(self) -> tuple[_Reading, list[int]] | None:
         with self._changed:
@@ -300,13 +332,15 @@ class Readers:
 
     def _work(self, worker: _Worker, reading: _Reading, group: list[int]) -> None:
         try:
-            for page in group:
-                if worker.read_page(reading, page):
-                    reading.content_changed = True
+            try:
+                for page in group:
+                    if worker.read_page(reading, page):
+                        reading.content_changed = True
+            except OSError as error:
+                reading.error = error
             if reading.is_large:
+                # Also after an error: nothing of a file may follow its end, which others may tell.
                 worker.flush()
-        except OSError as error:
-            reading.error = error
         except BaseException:
             self._end(reading)
             raise
@@ -380,9 +414,10 @@ class Readers:
             self._out.put(GoneInode(task.file))
             self._out.put(Issue(task.path, "unreadable", text))
             return
-        if reading.content_changed:
-            # Blocks that could be read are new: the index must not take the file for unchanged.
-            self._index.put_file(task.row._replace(ctime_ns=0))
+        # Blocks that could be read may be new: the index must not take the file for unchanged, and
+        # the store, which is told no size, may hold some behind the old end.
+        size = max(reading.held_bytes, reading.before.st_size)
+        self._index.put_file(task.row._replace(ctime_ns=0, size=size))
         self._out.put(Issue(task.path, "stale", f"{text}; what could not be read is older"))
 
 
@@ -407,8 +442,30 @@ class _Worker:
         task = reading.task
         first = page * PAGE_BLOCKS
         blocks = min(PAGE_BLOCKS, blocks_of(reading.before.st_size) - first)
-        old = self._old_digests(reading, page, first, blocks)
+        known = self._old_digests(reading, page, first)
+        held = max(0, min(PAGE_BLOCKS, blocks_of(reading.held_bytes) - first))
+        # What the store goes on holding where this try sends nothing.
+        kept = (_UNKNOWN * held if known is None else known)[: held * BLOCK_DIGEST_BYTES]
+        old = None if known is None else kept[: blocks * BLOCK_DIGEST_BYTES]
         new = bytearray()
+        try:
+            self._compare(reading, old, new, first, blocks)
+        except OSError:
+            self._put_page(task.file, page, bytes(new) + kept[len(new) :])
+            raise
+        found = bytes(new)
+        differs = old is None or found != old.ljust(len(found), b"\0")
+        if differs or len(known or b"") > len(kept):
+            # Behind the end the store keeps its blocks until it is told the size: a later try, or
+            # a later job if this one cannot read the file to its end, compares with them.
+            self._put_page(task.file, page, found + kept[len(found) :])
+        return differs
+
+    def _compare(
+        self, reading: _Reading, old: bytes | None, new: bytearray, first: int, blocks: int
+    ) -> None:
+        """Read blocks and send out what differs from `old`; `new` gets their digests meanwhile."""
+        task = reading.task
         for start, end in data_runs(task.fd, first * BLOCK_BYTES, (first + blocks) * BLOCK_BYTES):
             self._hole(task, old, new, first, start // BLOCK_BYTES)
             at = start
@@ -418,23 +475,21 @@ class _Worker:
                 self._step(reading, old, new, first, at=at, size=size)
                 at += size
         self._hole(task, old, new, first, first + blocks)
-        found = bytes(new)
-        if old is not None and found == old.ljust(len(found), b"\0"):
-            return False
-        self._index.put_page(task.file, page, b"" if found.count(0) == len(found) else found)
-        return True
 
-    def _old_digests(self, reading: _Reading, page: int, first: int, blocks: int) -> bytes | None:
+    def _put_page(self, file: int, page: int, digests: bytes) -> None:
+        self._index.put_page(file, page, b"" if digests.count(0) == len(digests) else digests)
+
+    def _old_digests(self, reading: _Reading, page: int, first: int) -> bytes | None:
         task = reading.task
         if task.row is None and reading.tries == 1:
             return b""
         old = self._index.page(task.file, page)
         if old is None and self._fetch is not None and task.row is not None:
-            held = min(blocks, blocks_of(task.row.size) - first)
+            held = min(PAGE_BLOCKS, blocks_of(task.row.size) - first)
             old = self._fetch(task.file, first, held) if held > 0 else b""
             # Whatever differs or not, the index has them again from now on.
             self._index.put_page(task.file, page, old)
-        return old[: blocks * BLOCK_DIGEST_BYTES] if old is not None else None
+        return old
 
     def _hole(
         self, task: ToRead, old: bytes | None, new: bytearray, first: int, until: int

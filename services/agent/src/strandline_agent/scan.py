@@ -88,6 +88,8 @@ class Scan:
             self._out.put(GoneInode(file))
 
     def _root(self) -> None:
+        # The former root may lie somewhere below now: it must not be taken for the root itself.
+        self._seen.add(ROOT)
         root, stat = self._walk.root(known=not self._is_first)
         row = self._index.file(ROOT)
         if stat is None:
@@ -177,22 +179,31 @@ class Scan:
         self, stat: os.stat_result, fs: int, birth_ns: int, old: Known | None
     ) -> tuple[int, FileRow | None]:
         """Return the file's id and, if the replica has it, what is known of it."""
+        is_folder = stat_module.S_ISDIR(stat.st_mode)
+        is_linked = stat.st_nlink > 1 and not is_folder
         if (
             old is not None
+            and not is_linked
             and (old.fs, old.ino, old.birth_ns) == (fs, stat.st_ino, birth_ns)
             and same_type(old.mode, stat.st_mode)
         ):
             return old.file, self._index.file(old.file)
-        is_folder = stat_module.S_ISDIR(stat.st_mode)
-        if self._is_first and (is_folder or stat.st_nlink == 1):
+        if self._is_first and not is_linked:
             return self._index.new_id(), None
-        for row in self._index.with_inode(fs, stat.st_ino):
-            if row.birth_ns != birth_ns or not same_type(row.mode, stat.st_mode):
-                continue
+        ids = [
+            row.id
+            for row in self._index.with_inode(fs, stat.st_ino)
+            if row.birth_ns == birth_ns
+            and same_type(row.mode, stat.st_mode)
             # A folder that shows twice is a bind mount: it has one name and one id at each place.
-            if not (is_folder and row.id in self._seen):
-                return row.id, self._index.file(row.id)
-        return self._index.new_id(), None
+            and not (is_folder and row.id in self._seen)
+        ]
+        if not ids:
+            return self._index.new_id(), None
+        # A name that was made during an earlier walk may have got an id of its own: from now on
+        # all names of a file lead to the same one.
+        file = min(ids) if is_linked else ids[0]
+        return file, self._index.file(file)
 
     def _special(
         self,

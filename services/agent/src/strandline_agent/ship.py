@@ -12,6 +12,7 @@ from backports import zstd
 from blake3 import blake3
 
 from strandline_agent.asking import ask, pause_s
+from strandline_agent.blocks import blocks_of
 from strandline_agent.errors import ShippingFailed
 from strandline_agent.line import Line
 from strandline_agent.outgoing import ChunkOut, GoneInode, GoneName, Item, Outgoing, cost_bytes
@@ -59,7 +60,11 @@ class Route(NamedTuple):
 
 @dataclass(slots=True)
 class _Batch:
-    """A batch that is being filled."""
+    """A batch that is being filled.
+
+    `files` are those that anything but what is gone tells of, `named` the names, and `ends` where
+    the extents of each file end, in blocks.
+    """
 
     chunks: list[Chunk] = field(default_factory=list)
     extents: list[Extent] = field(default_factory=list)
@@ -68,7 +73,25 @@ class _Batch:
     gone_inodes: list[int] = field(default_factory=list)
     gone_names: list[tuple[int, bytes]] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
+    files: set[int] = field(default_factory=set)
+    named: set[tuple[int, bytes]] = field(default_factory=set)
+    ends: dict[int, int] = field(default_factory=dict)
     bytes: int = 0
+
+    def must_go_before(self, item: Item) -> bool:
+        """Tell whether `item` undoes something that is in here.
+
+        Of one batch the store applies first what is gone, then inodes, names and extents, in
+        whatever order they were added.
+        """
+        match item:
+            case Inode():
+                return self.ends.get(item.file, 0) > blocks_of(item.size)
+            case GoneName():
+                return (item.parent, item.name) in self.named
+            case GoneInode():
+                return item.file in self.files
+        return False
 
     def add(self, item: Item, cost: int) -> None:
         self.bytes += cost
@@ -82,18 +105,29 @@ class _Batch:
                     Extent(file, start, blocks, chunk=position, chunk_block=chunk_block)
                     for file, start, blocks, chunk_block in item.places
                 ]
+                for file, start, blocks, _ in item.places:
+                    self._reach(file, start + blocks)
             case Inode():
                 self.inodes.append(item)
+                self.files.add(item.file)
             case Name():
                 self.names.append(item)
+                self.named.add((item.parent, item.name))
+                # A folder that is gone takes the names in it along.
+                self.files.update((item.parent, item.file))
             case Extent():
                 self.extents.append(item)
+                self._reach(item.file, item.start + item.blocks)
             case Issue():
                 self.issues.append(item)
             case GoneName():
                 self.gone_names.append((item.parent, item.name))
             case GoneInode():
                 self.gone_inodes.append(item.file)
+
+    def _reach(self, file: int, end: int) -> None:
+        self.files.add(file)
+        self.ends[file] = max(end, self.ends.get(file, 0))
 
 
 class Shipper:
@@ -141,7 +175,8 @@ class Shipper:
         """Ship all that comes out of `outgoing` until its end."""
         while taken := await outgoing.get(TAKE_BYTES):
             for item, cost in await self._offered(taken):
-                if self._batch.bytes + cost > self._batch_bytes:
+                is_full = self._batch.bytes + cost > self._batch_bytes
+                if is_full or self._batch.must_go_before(item):
                     await self._close_batch()
                 self._batch.add(item, cost)
                 self._count(item)

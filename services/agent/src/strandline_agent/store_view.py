@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 
 from strandline_agent.asking import ask
 from strandline_agent.blocks import HOLE
@@ -149,13 +150,11 @@ class StoreView:
             found += part
         return bytes(found)
 
-    def fetcher(self, loop: asyncio.AbstractEventLoop) -> Callable[[int, int, int], bytes]:
+    def fetcher(self, loop: asyncio.AbstractEventLoop) -> Callable[[int, int, int], Future[bytes]]:
         """Return a function for threads that asks for digests."""
 
-        def fetch(file: int, start: int, blocks: int) -> bytes:
-            return asyncio.run_coroutine_threadsafe(
-                self.digests(file, start, blocks), loop
-            ).result()
+        def fetch(file: int, start: int, blocks: int) -> Future[bytes]:
+            return asyncio.run_coroutine_threadsafe(self.digests(file, start, blocks), loop)
 
         return fetch
 

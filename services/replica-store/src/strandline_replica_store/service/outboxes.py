@@ -12,7 +12,6 @@ import apsw
 from strandline_contracts.errors import StrandlineError
 from strandline_replica_store.store.store import Store
 from strandline_runtime.bus import Bus
-from strandline_runtime.logs import logger
 from strandline_runtime.outbox import OutboxPump
 
 
@@ -28,7 +27,6 @@ class Outboxes:
         self._executor = executor
         self._sources: dict[str, None] = {}
         self._pump = OutboxPump(bus, self._on_first)
-        self._log = logger()
 
     def changed(self, source: str) -> None:
         """Tell (on the event loop) that a replica may have events."""
@@ -40,12 +38,24 @@ class Outboxes:
         await self._pump.run(stop)
 
     async def _on_first(self, work: Callable[[apsw.Connection], Any]) -> Any:
-        """Run `work` on the first replica's database; go on to the next one that gives nothing."""
+        """Run `work` on the first replica's database; go on to the next one that gives nothing.
+
+        What fails is not carried on to the next: it may be that an event of this one is to be
+        forgotten. The pump begins anew, with the others first.
+        """
         while self._sources:
             source = next(iter(self._sources))
             # An event recorded from here on is told by `changed`, which puts the source back.
             del self._sources[source]
-            result = await self._try(source, work)
+            try:
+                result = await self._try(source, work)
+            except StrandlineError as error:
+                if error.retryable:
+                    self._sources.setdefault(source)
+                raise
+            except (apsw.Error, OSError):
+                self._sources.setdefault(source)
+                raise
             if result != []:
                 # Stay with this one: after a page there may be more, and `done` belongs here.
                 self._sources = {source: None, **self._sources}
@@ -57,8 +67,4 @@ class Outboxes:
         def on_database() -> Any:
             return self._store.replica(source).on_database(work)
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, on_database)
-        except StrandlineError as error:
-            self._log.error("outbox.unreadable", source=source, code=error.code, error=str(error))
-            return []
+        return await asyncio.get_running_loop().run_in_executor(self._executor, on_database)
