@@ -182,5 +182,6 @@ def test_a_doubted_clock_is_1_and_says_what_to_do(up: Any) -> None:
 
 
 def test_a_store_that_is_not_here(up: Any) -> None:
-    error = up.document("store", "clock", "--store", "store-9", code=1)["error"]
-    assert error["code"] == "console.not_local"
+    error = up.document("store", "clock", "--store", "store-9", code=3)["error"]
+    assert error["code"] == "console.no_such_thing"
+    assert error["nearest"] == ["store-1"]
