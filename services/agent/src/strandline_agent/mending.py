@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import stat as stat_module
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from backports import zstd
 from blake3 import blake3
@@ -27,6 +26,7 @@ from strandline_agent.rules import outermost
 from strandline_agent.walk import open_file, open_unnoticed
 from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES, ROOT
 from strandline_contracts.shipping import Chunk, LostChunk, LostChunks, LostPage, Mend, Mended
+from strandline_runtime.patience import to_its_end
 
 MAX_MENDED_BYTES = 256 * 1024 * 1024
 """Plain bytes that are read to mend in one job; the next job goes on."""
@@ -35,7 +35,6 @@ FRAME_BYTES = 4096
 """Kept free in a message for its own frame; a chunk's takes CHUNK_FRAME_BYTES."""
 CHUNK_FRAME_BYTES = 64
 PATIENCE_S = 30.0
-T = TypeVar("T")
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -61,9 +60,9 @@ async def mend(
     batch_bytes = 0
     try:
         async for lost in _lost(line, store, source):
-            chunk = await _in_thread(tree.chunk, lost)
+            chunk = await to_its_end(asyncio.to_thread(tree.chunk, lost))
             if chunk is None:
-                found.doubted += await _in_thread(_doubt, index, lost)
+                found.doubted += await to_its_end(asyncio.to_thread(_doubt, index, lost))
                 continue
             assert chunk.data is not None
             size_bytes = len(chunk.data) + CHUNK_FRAME_BYTES
@@ -77,15 +76,6 @@ async def mend(
     finally:
         tree.close()
     return found
-
-
-async def _in_thread(function: Callable[..., T], *values: object) -> T:
-    """Run blocking work; when this is cancelled, still wait for it: its files are closed then."""
-    working = asyncio.ensure_future(asyncio.to_thread(function, *values))
-    try:
-        return await asyncio.shield(working)
-    finally:
-        await asyncio.wait({working})
 
 
 async def _lost(line: Line, store: str, source: str) -> AsyncIterator[LostChunk]:

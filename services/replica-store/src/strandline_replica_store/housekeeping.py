@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from strandline_contracts.errors import StrandlineError
 from strandline_replica_store.compaction.compact import CompactReport, Limits, compact
@@ -20,6 +20,7 @@ from strandline_replica_store.pace import Pace
 from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.store.store import Store
 from strandline_runtime.logs import logger
+from strandline_runtime.patience import to_its_end
 
 QUIET_S = 5.0
 """A job of which nothing has come for so long is not waited for."""
@@ -28,6 +29,7 @@ IDLE_EVERY_S = 3600.0
 SURVEY_SHARE = 20
 """One part in so many of the time may be spent finding out whether there is anything to compact."""
 
+T = TypeVar("T")
 Step = Callable[[str], Awaitable[Any]]
 
 
@@ -62,7 +64,7 @@ class Housekeeping:
         self._store = store
         self._pace = pace
         self._steps: tuple[tuple[str, Step], ...] = (
-            ("forget", _to_its_end(forget)),
+            ("forget", lambda source: to_its_end(forget(source))),
             ("compact", self._compact_if_due),
             ("scrub", scrub),
         )
@@ -124,10 +126,7 @@ class Housekeeping:
         """Compact whatever can be given back, at full speed. Raises StoreError."""
         # What it leaves for readers to end is looked after in the next round.
         self._looked.pop(source, None)
-        report: CompactReport = await _in_thread(
-            lambda stop: self._compact(source, stop, force=True)
-        )
-        return report
+        return await _in_thread(lambda stop: self._compact(source, stop, force=True))
 
     async def _compact_if_due(self, source: str) -> None:
         await _in_thread(lambda stop: self._look(source, stop))
@@ -189,28 +188,10 @@ class Receiving:
         return found is not None and self._now_s() - self._moved_at_s < QUIET_S
 
 
-def _to_its_end(step: Step) -> Step:
-    """Return a step that is waited for when it is cancelled: its threads use the store."""
-
-    async def patient(source: str) -> None:
-        working = asyncio.ensure_future(step(source))
-        try:
-            await asyncio.shield(working)
-        finally:
-            await asyncio.wait({working})
-
-    return patient
-
-
-async def _in_thread(work: Callable[[threading.Event], Any]) -> Any:
+async def _in_thread(work: Callable[[threading.Event], T]) -> T:
     """Run blocking work; when this is cancelled, tell it to stop and wait until it has."""
     stop = threading.Event()
-    working = asyncio.ensure_future(asyncio.to_thread(work, stop))
-    try:
-        return await asyncio.shield(working)
-    finally:
-        stop.set()
-        await asyncio.wait({working})
+    return await to_its_end(asyncio.to_thread(work, stop), stop.set)
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

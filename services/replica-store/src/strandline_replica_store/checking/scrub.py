@@ -39,6 +39,7 @@ from strandline_replica_store.replica.replica import Replica, translated
 from strandline_replica_store.store.leases import SEGMENTS
 from strandline_replica_store.store.store import Store
 from strandline_runtime.logs import logger
+from strandline_runtime.patience import to_its_end
 
 SLICE_S = 30.0
 """One `run` works so long: other replicas, and other work, have their turn."""
@@ -100,12 +101,9 @@ class Scrub:
         Cancelled, it stops before it reads on. Raises StoreError.
         """
         stop = threading.Event()
-        working = asyncio.ensure_future(asyncio.to_thread(self.work, source, stop))
         try:
-            await asyncio.shield(working)
+            await to_its_end(asyncio.to_thread(self.work, source, stop), stop.set)
         finally:
-            stop.set()
-            await asyncio.wait({working})
             self._on_change(source)
 
     def work(self, source: str, stop: threading.Event) -> None:
