@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 
+import pytest
+
+from strandline_agent.restore_tree import MAX_OPEN_FOLDERS
 from support.agent_site import Site
 from support.trees import change_tree, differences, make_deep, make_huge, make_tree
 
@@ -85,6 +88,21 @@ async def test_paths_deeper_than_a_path_may_be_long(site: Site) -> None:
     assert os.read(bottom, 100) == b"deep"
     os.close(bottom)
     os.close(fd)
+
+
+@pytest.mark.parametrize("depth", [MAX_OPEN_FOLDERS + more for more in (-1, 0, 1)])
+async def test_a_hard_link_between_deep_branches(site: Site, depth: int) -> None:
+    # Opening the way to one of the names closes the folders on the way to the other.
+    one, other = (site.src.joinpath(side, *("d" * depth)) for side in ("a", "b"))
+    last_made = site.src.joinpath("c", *("d" * 3 * MAX_OPEN_FOLDERS))
+    for folder in (one, other, last_made):
+        folder.mkdir(parents=True)
+    (one / "file").write_bytes(b"once")
+    os.link(one / "file", other / "link")
+    await site.full()
+    restored = await site.back("out")
+    assert restored.issues == []
+    assert differences(site.src, site.folder / "out") == ""
 
 
 async def test_a_sparse_file_of_1_tib(site: Site) -> None:

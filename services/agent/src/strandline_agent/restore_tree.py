@@ -184,19 +184,12 @@ class TargetTree:
         node = self._plan.node(file)
         if node is None or node.skip:
             raise Problem("unsupported", "the file that it is another name of is missing")
-        source = self.folder(node.parent)
-        target = self.folder(parent)
-        # The second folder() may have closed what the first gave: ask for it again.
-        source = self.folder(node.parent)
-        for _ in range(2):
-            try:
-                os.link(
-                    node.name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False
-                )
-            except FileExistsError:
-                remove(target, name)
-            else:
-                return
+        # The next folder() may close what this one gives, and its number be another's then.
+        source = os.dup(self.folder(node.parent))
+        try:
+            _link(source, node.name, self.folder(parent), name)
+        finally:
+            os.close(source)
 
     # Attributes
 
@@ -238,6 +231,15 @@ def _create(parent: int, node: Node, inode: Inode) -> None:
         os.symlink(inode.target, node.name, dir_fd=parent)
     else:
         os.mknod(node.name, _NODES[node.type] | 0o600, inode.rdev, dir_fd=parent)
+
+
+def _link(source: int, old: bytes, target: int, name: bytes) -> None:
+    link = partial(os.link, old, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    try:
+        link()
+    except FileExistsError:
+        remove(target, name)
+        link()
 
 
 def remove(parent: int, name: bytes) -> None:
