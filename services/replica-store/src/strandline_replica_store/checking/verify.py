@@ -20,7 +20,13 @@ from strandline_contracts.points import RecoveryPoint
 from strandline_replica_store.errors import BadChunk, Damaged
 from strandline_replica_store.files import manifest, segment
 from strandline_replica_store.files.chunk_check import check_chunk
-from strandline_replica_store.reading.reader import DamagedChunk, Reader, merged, stored_of
+from strandline_replica_store.reading.reader import (
+    MERGED_READ_BYTES,
+    DamagedChunk,
+    Reader,
+    merged,
+    stored_of,
+)
 from strandline_replica_store.replica import index, tree
 from strandline_replica_store.replica.index import ChunkRow
 
@@ -203,9 +209,10 @@ def _check_rows(
     tally: Tally,
     before_read: BeforeRead,
 ) -> None:
+    room = memoryview(bytearray(MERGED_READ_BYTES))
     for place in merged(rows):
         before_read(place.size_bytes)
-        data = memoryview(reader.pread(place.segment, place.offset, place.size_bytes))
+        data = reader.read_place(place, room)
         for row in place.rows:
             reason = _wrong(row, data[row.offset - place.offset :])
             if reason:

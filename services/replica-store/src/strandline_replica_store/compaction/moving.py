@@ -202,7 +202,7 @@ class Mover:
         size_bytes = CHUNK_HEADER_BYTES + row.stored_bytes
         data = self._reader.pread(row.segment, row.offset, size_bytes)
         try:
-            stored = stored_of(row, memoryview(data))
+            stored = stored_of(row, data)
             if not segment.is_plain_proven(data):
                 check_chunk(row.digest, row.plain_bytes, row.codec, stored)
         except (DamagedChunk, BadChunk) as error:

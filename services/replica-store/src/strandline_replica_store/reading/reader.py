@@ -5,6 +5,7 @@ A Reader has its own read-only connection and files and serves one thread at a t
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence, Set
@@ -132,8 +133,7 @@ class Reader:
         places = list(merged(sorted(rows, key=lambda row: (row.segment, row.offset))))
         room = self._buffers.take(sum(place.size_bytes for place in places))
         for place in places:
-            data, room = room[: place.size_bytes], room[place.size_bytes :]
-            data = data[: self.read_into(data, place.segment, place.offset)]
+            data, room = self.read_place(place, room), room[place.size_bytes :]
             for row in place.rows:
                 try:
                     stored = stored_of(row, data[row.offset - place.offset :])
@@ -146,18 +146,36 @@ class Reader:
                     found[row.id] = DamagedChunk(row, error.message)
         return found
 
-    def pread(self, number: int, offset: int, size_bytes: int) -> bytes:
-        """Return bytes of a segment; fewer at its end, none when it is not there."""
-        try:
-            return os.pread(self._segment(number), size_bytes, offset)
-        except FileNotFoundError:
-            return b""
+    def pread(self, number: int, offset: int, size_bytes: int) -> memoryview:
+        """Return bytes of a segment; fewer at its end or before a sector that cannot be read."""
+        room = memoryview(bytearray(size_bytes))
+        return room[: self._read_into(room, number, offset)]
 
-    def read_into(self, room: memoryview, number: int, offset: int) -> int:
-        """Fill `room` with bytes of a segment; return how many there were."""
+    def read_place(self, place: Place, room: memoryview) -> memoryview:
+        """Read a place into the beginning of `room`; return that.
+
+        Zeros, which no chunk's check passes, stand for what is not there or cannot be read.
+        """
+        data = room[: place.size_bytes]
+        if self._read_into(data, place.segment, place.offset) < place.size_bytes:
+            # What lies behind a sector that cannot be read is had without it.
+            data[:] = bytes(place.size_bytes)
+            for row in place.rows:
+                first = row.offset - place.offset
+                own = data[first : first + CHUNK_HEADER_BYTES + row.stored_bytes]
+                self._read_into(own, row.segment, row.offset)
+        return data
+
+    def _read_into(self, room: memoryview, number: int, offset: int) -> int:
+        """Fill `room` with bytes of a segment; return how many could be had."""
         try:
             return os.preadv(self._segment(number), [room], offset)
         except FileNotFoundError:
+            return 0
+        except OSError as error:
+            # A disk that cannot read bytes has lost them: damage, which is found and mended.
+            if error.errno != errno.EIO:
+                raise
             return 0
 
     def _segment(self, number: int) -> int:
