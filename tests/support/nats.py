@@ -96,6 +96,11 @@ class NatsServer:
         """End it with SIGKILL, if it runs."""
         self._end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Let it do nothing more until it is killed."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def restart(self) -> None:
         self.stop()
         self.start()

@@ -29,7 +29,7 @@ from strandline_runtime.logs import logger
 from strandline_runtime.responder import Encoded, Handler, Request
 from strandline_runtime.settings import Settings
 
-__all__ = ["Bus", "Encoded", "Handler", "Listener", "Request", "StatusOf", "Stored"]
+__all__ = ["Bus", "Encoded", "Handler", "Listener", "Request", "StatusOf", "Stored", "patiently"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ READ_PAGE_BYTES = 4 * 1024 * 1024
 READ_PAGE_MSGS = 256
 SNAPSHOT_MAX_SUBJECTS = 100_000
 API_TIMEOUT_S = 5.0
+PATIENT_TRIES = 3
 
 # JetStream's error codes: what they are here, and whether to publish the same again can help.
 _FULL = ("bus.full", True)
@@ -267,8 +268,10 @@ class Bus:
 
     async def last_stored(self, stream: str, subject: str) -> Stored | None:
         """As `last`, with sequence and time (for Nats-Expected-Last-Subject-Sequence)."""
-        answer = await self._ask(
-            f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout_s=API_TIMEOUT_S
+        answer = await patiently(
+            lambda: self._ask(
+                f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout_s=API_TIMEOUT_S
+            )
         )
         status = _status(answer)
         if status == "404":
@@ -276,14 +279,13 @@ class Bus:
         _check_status(stream, status, answer)
         return _stored(answer)
 
-    async def snapshot(
-        self, stream: str, filter_subject: str, *, after_seq: int = 0
-    ) -> AsyncIterator[Stored]:
+    async def snapshot(self, stream: str, filter_subject: str) -> AsyncIterator[Stored]:
         """Give the last message of each subject that matches, by rising sequence.
 
         Reads the stream through in order rather than by `multi_last`, which ends at 1,024 subjects.
         """
         newest: dict[str, Stored] = {}
+        after_seq = 0
         while page := await self.read(stream, filter_subject, after_seq=after_seq):
             for stored in page:
                 newest.pop(stored.subject, None)
@@ -298,19 +300,20 @@ class Bus:
         for stored in newest.values():
             yield stored
 
-    async def read(
-        self, stream: str, filter_subject: str, *, after_seq: int = 0, limit: int = READ_PAGE_MSGS
-    ) -> list[Stored]:
+    async def read(self, stream: str, filter_subject: str, *, after_seq: int = 0) -> list[Stored]:
         """Return the next messages that match, in order; none at the end.
 
-        At most `limit` messages and about 4 MiB: go on after the last one's `seq`.
+        At most READ_PAGE_MSGS messages and about 4 MiB: go on after the last one's `seq`.
         """
         asked = {
             "seq": after_seq + 1,
             "next_by_subj": filter_subject,
-            "batch": min(limit, READ_PAGE_MSGS),
+            "batch": READ_PAGE_MSGS,
             "max_bytes": READ_PAGE_BYTES,
         }
+        return await patiently(lambda: self._read(stream, asked))
+
+    async def _read(self, stream: str, asked: Mapping[str, object]) -> list[Stored]:
         inbox = self._nc.new_inbox()
         page: list[Stored] = []
         try:
@@ -451,6 +454,20 @@ class Bus:
         metrics.CONNECTED.set(0)
         if not self._closed.done():
             self._closed.set_result(str(self._nc.last_error or "closed"))
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return what `ask` gives, asking again where the bus may just be being started again.
+
+    For what may be asked twice. Raises what `ask` raises at last.
+    """
+    for _ in range(PATIENT_TRIES - 1):
+        try:
+            return await ask()
+        except BusError as error:
+            if error.code not in ("bus.down", "bus.timeout"):
+                raise
+    return await ask()
 
 
 def _headers_bytes(headers: Mapping[str, str] | None) -> int:

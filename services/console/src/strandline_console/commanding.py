@@ -30,6 +30,7 @@ from strandline_contracts.names import Role, new_job_id
 from strandline_contracts.points import Issue
 from strandline_contracts.policy import Source
 from strandline_contracts.subjects import NO_SOURCE
+from strandline_runtime.bus import patiently
 from strandline_runtime.errors import RemoteRefused, Unreachable
 
 QUEUED_FOR_S = 24 * 3600
@@ -86,7 +87,9 @@ async def send(
 
 async def _publish(site: Site, sent: Sent) -> None:
     left_s = max(1, (sent.command.not_after_ns - now_ns()) // 1_000_000_000)
-    await site.bus.publish(sent.subject, sent.payload, headers={"Nats-TTL": f"{left_s}s"})
+    headers = {"Nats-TTL": f"{left_s}s"}
+    # Sent twice it is one job all the same: its target knows its id.
+    await patiently(lambda: site.bus.publish(sent.subject, sent.payload, headers=headers))
 
 
 async def send_assign(site: Site, server: str) -> None:

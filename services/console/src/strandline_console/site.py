@@ -24,7 +24,7 @@ from strandline_contracts.subjects import POLICY_STREAM, policy_subject
 from strandline_runtime import logs
 from strandline_runtime.assignments import accept_assignment, trusted_keys
 from strandline_runtime.bus import Bus
-from strandline_runtime.errors import BusError, NobodyListens
+from strandline_runtime.errors import BusError, NobodyListens, Unreachable
 from strandline_runtime.keys import read_signing_seed
 from strandline_runtime.settings import CONFIG_VARIABLE, Settings, load
 
@@ -72,8 +72,12 @@ class Site:
         self._waits = int(STARTING_WAIT_S / STARTING_LOOK_S)
 
     async def ask_store(self, store: str, call: str, request: Message, reply: type[T]) -> T:
-        """Ask a store; wait a little where nobody listens. Raises as Bus.call does."""
+        """Ask a store; wait a little where nobody listens. Raises as Bus.call does.
+
+        What the bus may have lost by going away is asked again.
+        """
         while True:
+            reconnects = self.bus.reconnects
             try:
                 return await self.bus.call(
                     "store", store, call, request, reply, timeout_s=ANSWER_WITHIN_S
@@ -81,6 +85,10 @@ class Site:
             except NobodyListens:
                 if not self._waits:
                     raise
+            except Unreachable:
+                if self.bus.reconnects == reconnects:
+                    raise
+                continue
             self._waits -= 1
             await asyncio.sleep(STARTING_LOOK_S)
 
