@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from strandline_console.browsing import resolve
@@ -106,14 +107,12 @@ async def _check_answers(site: Site, server: str) -> None:
 async def _until_taken(site: Site, sent: Sent) -> None:
     until_s = time.monotonic() + TAKEN_WITHIN_S
     while time.monotonic() < until_s:
-        try:
+        with suppress(Unreachable, RemoteRefused):
             answer = await site.bus.call(
                 "agent", sent.command.instance, "job", GetJob(job=sent.job), GotJob, timeout_s=3.0
             )
-        except (Unreachable, RemoteRefused):
-            continue
-        if answer.job is not None:
-            return
+            if answer.job is not None:
+                return
         await asyncio.sleep(ASK_TAKEN_EVERY_S)
     raise NotTaken(
         f"the agent of {sent.command.instance} has not confirmed job {sent.job}",

@@ -76,13 +76,24 @@ async def _status(site: Site, role: Role, instance: str) -> StatusIs | None:
 async def _source_states(site: Site, sources: list[Source]) -> tuple[list[SourceState], bool]:
     """Return each source with its newest point: the catalog's word, else the store's."""
     try:
-        answer = await site.bus.call(
-            "catalog", site.settings.catalog, "sources", Sources(), SourceList
-        )
+        known = {state.source.id: state for state in await catalogued(site)}
     except (Unreachable, RemoteRefused):
         return [await _state_from_store(site, source) for source in sources], False
-    known = {state.source.id: state for state in answer.sources}
     return [known.get(source.id) or SourceState(source=source) for source in sources], True
+
+
+async def catalogued(site: Site) -> list[SourceState]:
+    """Return all sources that the catalog knows. Raises Unreachable, RemoteRefused."""
+    found: list[SourceState] = []
+    more = True
+    while more:
+        request = Sources(after=found[-1].source.name if found else "")
+        answer = await site.bus.call(
+            "catalog", site.settings.catalog, "sources", request, SourceList
+        )
+        found += answer.sources
+        more = answer.more and bool(answer.sources)
+    return found
 
 
 async def _state_from_store(site: Site, source: Source) -> SourceState:
