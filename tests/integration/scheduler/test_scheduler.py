@@ -192,6 +192,17 @@ async def test_a_restart_neither_loses_nor_doubles(world: World) -> None:
     assert world.scheduler.detail()["emitted"] == "1"
 
 
+async def test_a_disk_that_takes_nothing_keeps_nothing_from_being_emitted(world: World) -> None:
+    await world.put(assignment(), GROUP)
+    await world.start()
+    await world.known()
+    world.folder.rename(world.folder.with_name("away"))
+    world.advance(10 * MINUTE_NS)
+    first = await world.command_since(START)
+    world.advance(10 * MINUTE_NS)
+    await world.command_since(first.scheduled_at_ns)
+
+
 async def test_changed_policies_are_followed_at_once(world: World) -> None:
     await world.put(assignment(), GROUP)
     await world.start()

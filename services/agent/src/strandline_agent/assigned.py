@@ -25,14 +25,21 @@ class Assigned:
         self._assignment = _read(path, server)
 
     async def refresh(self) -> None:
-        """Read the assignment again and keep it; an older one is not taken. Raises BusError."""
+        """Read the assignment again and keep it; an older one is not taken. Raises BusError.
+
+        A disk that does not take it is only told: the file serves no more than the next start.
+        """
         found = await self._fetch()
         if found is None or found.revision < self._assignment.revision:
             return
         if found != self._assignment:
-            await state_file.replace(self._path, encode(found))
+            # First, for whoever refreshes meanwhile.
             self._assignment = found
             self._log.info("assignment.changed", sources=len(found.sources))
+            try:
+                await state_file.replace(self._path, encode(found))
+            except OSError as error:
+                self._log.error("assignment.not_kept", error=str(error))
 
     def ids(self) -> list[str]:
         """Return the ids of the sources, those that are not protected any more included."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from strandline_contracts.codec import encode
 from strandline_contracts.commands import Args, Command, ExpressFull, Sync
@@ -142,9 +142,9 @@ class Scheduler:
         }
         self._known = True
         if documents != self._documents:
-            await self._state.save_documents(documents)
             self._take(documents)
             self._wake.set()
+            await self._keep(self._state.save_documents(documents))
 
     def _take(self, documents: dict[str, bytes]) -> None:
         self._documents = documents
@@ -187,8 +187,18 @@ class Scheduler:
             last[occurrence.key] = occurrence.at_ns
         if last != self._last:
             self._last = last
-            await self._state.save_last(last)
+            await self._keep(self._state.save_last(last))
         return whole
+
+    async def _keep(self, saving: Awaitable[None]) -> None:
+        """Write a file of ours; a disk that does not take it costs the next start, not this one.
+
+        What is published twice for want of it has the same job id.
+        """
+        try:
+            await saving
+        except OSError as error:
+            self._log.error("scheduler.not_kept", error=str(error))
 
     async def _publish(self, occurrence: Occurrence) -> None:
         """Publish the command of `occurrence`. Raises BusError."""
