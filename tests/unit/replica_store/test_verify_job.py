@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from strandline_contracts.events import DamageFound
 from strandline_contracts.points import Issue
+from strandline_replica_store.checking.scrub import verified
 from strandline_replica_store.checking.verify import Report
-from strandline_replica_store.checking.verify_job import issues, outcome, spans
+from strandline_replica_store.checking.verify_job import VerifyJob, issues, outcome, spans
+from strandline_replica_store.store.store import Store
 from strandline_runtime.targets import JobFailed
+from support.replicas import SOURCE, made_up, ship
+
+OTHER = "ffeeddccbbaa9988"
 
 
 def damage(points: list[int], *files: bytes, chunk: int = 1, reason: str = "bad") -> DamageFound:
@@ -47,3 +57,35 @@ def test_a_job_that_found_damage_fails_and_shows_it() -> None:
     assert failed.value.outcome.totals.issues == 1
     sound = outcome(Report(chunks=5, manifests=2))
     assert sound.detail == "5 chunks, 2 manifests and the index are sound"
+
+
+def test_a_replica_that_is_closed_behind_the_reader_was_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives a reader back lets its replica be closed, when others want the room."""
+    monkeypatch.setattr("strandline_replica_store.store.store.MAX_OPEN_REPLICAS", 1)
+    store = Store(str(tmp_path), name="store-1", site="hq", reserve_bytes=0)
+    for source in (SOURCE, OTHER):
+        store.create(source, "data", "files")
+    ship(store.replica(SOURCE), "j1", made_up("j1", 1, 1))
+    take_back = store._take_back
+
+    def take_back_and_open_another(source: str, *values: Any) -> None:
+        take_back(source, *values)
+        if source == SOURCE:
+            store.replica(OTHER)
+
+    monkeypatch.setattr(store, "_take_back", take_back_and_open_another)
+
+    async def run() -> None:
+        context: Any = SimpleNamespace(
+            command=SimpleNamespace(source=SOURCE),
+            cancelled=asyncio.Event(),
+            progress=lambda *_, **__: None,
+        )
+        await VerifyJob(store, lambda _: None).run(context)
+
+    asyncio.run(run())
+    assert not store.is_open(SOURCE)
+    assert store.replica(SOURCE).on_database(verified).at_ns
+    store.close()

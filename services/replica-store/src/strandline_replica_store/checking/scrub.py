@@ -109,8 +109,9 @@ class Scrub:
     def work(self, source: str, stop: threading.Event) -> None:
         """Do the same, blocking, until `stop` is set. Raises StoreError."""
         until_s = time.monotonic() + self._slice_s
-        replica = self._store.replica(source)
         with self._store.reader(source) as reader, translated():
+            # While the reader is lent the replica stays open.
+            replica = self._store.replica(source)
             current = current_round(reader.conn)
             if current is None and self._is_worth_looking(source):
                 current = self._begin_if_due(replica, reader)

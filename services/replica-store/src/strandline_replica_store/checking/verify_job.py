@@ -65,9 +65,10 @@ class VerifyJob:
             on_progress(done_bytes)
 
         began_at_ns = self._store.now_ns()
-        replica = self._store.replica(source)
-        segments, newest = segment.numbers_in(replica.segments_folder), replica.newest
         with self._store.reader(source) as reader:
+            # While the reader is lent the replica stays open.
+            replica = self._store.replica(source)
+            segments, newest = segment.numbers_in(replica.segments_folder), replica.newest
             on_read(0)
             report = verify(
                 reader,
@@ -77,12 +78,11 @@ class VerifyJob:
                 stop=stop,
                 steady=replica.maintenance,
             )
-            # Lent the reader, the replica stays open.
             mend_files(replica, report)
-        if report.missing_chunks:
-            replica.mark_inconsistent(f"{report.missing_chunks} chunks are missing")
-        whole = Round(began_at_ns, report.chunks, report.read_bytes, report.damaged)
-        note_verified(replica, segments, newest.number if newest else 0, whole)
+            if report.missing_chunks:
+                replica.mark_inconsistent(f"{report.missing_chunks} chunks are missing")
+            whole = Round(began_at_ns, report.chunks, report.read_bytes, report.damaged)
+            note_verified(replica, segments, newest.number if newest else 0, whole)
         return report
 
 
