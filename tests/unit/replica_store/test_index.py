@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strandline_contracts.points import EXTENT_HOLE, Extent
+from strandline_contracts.points import EXTENT_HOLE, Extent, Name
 from strandline_replica_store.errors import means_damage
 from strandline_replica_store.files.manifest import Delta
 from strandline_replica_store.replica import index, tree
 from support.index_oracle import Oracle, deltas, filled, paged, seen, without
+from support.replicas import inode
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,6 +79,16 @@ def test_a_page_of_extents_is_a_range_of_an_index(tmp_path: Path) -> None:
         assert len(steps) == 1, "no sorting"
         assert "_by_chunk" in steps[0], steps
     conn.close()
+
+
+def test_a_name_that_leads_nowhere_does_not_end_a_listing() -> None:
+    """Who lists takes a page that is not full for the last one."""
+    conn = index.connect(":memory:")
+    names = [Name(1, name, file) for file, name in enumerate((b"a", b"b", b"c", b"d"), start=2)]
+    inodes = [inode(file) for file in (1, 3, 4)]
+    index.Applier(conn, 1).apply(Delta(inodes=inodes, names=names))
+    found = tree.entries(conn, 1, 1, b"", 2)
+    assert [entry.name for entry in found] == [b"b", b"c"]
 
 
 def test_a_large_hole_ends_many_extents_within_bounds() -> None:

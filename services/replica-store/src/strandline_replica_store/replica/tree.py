@@ -75,15 +75,18 @@ def file_at(conn: apsw.Connection, point: int, path: bytes) -> int | None:
 def entries(
     conn: apsw.Connection, point: int, folder: int, after: bytes, limit: int
 ) -> list[Entry]:
-    """Return entries of `folder` with names above `after`, rising."""
+    """Return entries of `folder` with names above `after`, rising; fewer than `limit` are the last.
+
+    A name that leads to no inode is none.
+    """
     rows = conn.execute(
-        "SELECT n.name, n.file, (SELECT record FROM inode i WHERE i.file = n.file"
-        " AND i.born <= ?1 AND i.died > ?1) FROM name n"
+        "SELECT n.name, n.file, i.record FROM name n"
+        " CROSS JOIN inode i ON i.file = n.file AND i.born <= ?1 AND i.died > ?1"
         " WHERE n.parent = ?2 AND n.name > ?3 AND n.born <= ?1 AND n.died > ?1"
         " ORDER BY n.name LIMIT ?4",
         (point, folder, after, limit),
     )
-    return [Entry(name, file, record) for name, file, record in rows if record is not None]
+    return [Entry(*row) for row in rows]
 
 
 def parents(conn: apsw.Connection, point: int, file: int) -> list[tuple[int, bytes]]:
