@@ -15,6 +15,7 @@ from strandline_contracts.errors import StrandlineError
 from strandline_replica_store.files import manifest
 from strandline_replica_store.store import attach
 from strandline_replica_store.store.store import Store
+from strandline_runtime import outbox
 from support.replicas import (
     SERVER,
     SOURCE,
@@ -96,6 +97,24 @@ def test_what_the_old_store_had_in_hand_stays_behind(way: Way, root: Path, broug
     assert not left & {"deleted.json", "policies.json"}
     assert os.listdir(replica_in(root) / "staging") == []
     check_whole(root)
+
+
+@pytest.mark.parametrize("suffix", ["", ".new", ".old"])
+@pytest.mark.parametrize("way", [attach.copy, attach.move])
+def test_no_index_of_the_old_store_is_gone_on_with(
+    way: Way, suffix: str, root: Path, brought: Path
+) -> None:
+    """Also not one that was made anew there and not yet put in its place."""
+    if suffix:
+        os.rename(brought / "index.db", brought / f"index.db{suffix}")
+    way(str(root), str(brought))
+    assert not list(replica_in(root).glob("index.db.*"))
+    store = Store(str(root), name="store-9", site="dr")
+    try:
+        events = store.replica(SOURCE).on_database(lambda conn: outbox.pending(conn, 100))
+    finally:
+        store.close()
+    assert {event.origin for _, event in events} == {"store-store-9"}
 
 
 @pytest.mark.parametrize("dropped", [[1], [2], [1, 2]])

@@ -185,3 +185,9 @@ def remove(path: str) -> None:
     """Remove an index that nobody has open."""
     for suffix in ("", "-wal", "-shm"):
         durable.remove(path + suffix)
+
+
+def remove_all(path: str) -> None:
+    """Remove an index, the one that was to take its place, and the one whose place it took."""
+    for each in (path, new_path(path), path + ".old"):
+        remove(each)

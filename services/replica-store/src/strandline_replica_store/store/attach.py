@@ -24,10 +24,11 @@ import msgspec
 from strandline_contracts.errors import StrandlineError
 from strandline_replica_store.errors import Damaged, Full, Locked, NotAllowed, StoreError
 from strandline_replica_store.files import durable, manifest, segment
+from strandline_replica_store.replica import reindex
 from strandline_replica_store.replica.replica import RESERVE_BYTES, Identity, Replica, translated
 
 _SOURCE = re.compile(r"[0-9a-f]{16}\Z")
-_LEFT_BEHIND = ("index.db", "index.db-wal", "index.db-shm", "deleted.json", "policies.json")
+_LEFT_BEHIND = ("deleted.json", "policies.json")
 
 
 class NotAReplica(StoreError):
@@ -126,6 +127,7 @@ def move(root: str, folder: str) -> Found:
     if os.stat(folder).st_dev != os.stat(replicas).st_dev:
         raise NotAllowed(f"{folder} lies on another disk than the store", hint="Leave out --move.")
     with _alone(replicas):
+        reindex.remove_all(os.path.join(folder, "index.db"))
         for name in _LEFT_BEHIND:
             durable.remove(os.path.join(folder, name))
         shutil.rmtree(os.path.join(folder, "staging"), ignore_errors=True)
