@@ -24,7 +24,7 @@ from strandline_contracts.signing import sign
 from strandline_contracts.subjects import EVENTS, parse_command
 from strandline_runtime import lean
 from strandline_runtime.bus import Bus, Request
-from strandline_runtime.consume import Delivery, consume_each
+from strandline_runtime.consume import Delivery, consume
 from support.examples import MESSAGES, SOURCE
 from support.nats import SiteBus
 from support.rawclient import RawClient
@@ -214,14 +214,14 @@ async def test_headers_cannot_make_an_event_look_like_anothers(connect: Connect)
     taken: list[tuple[str, bytes]] = []
     stop = asyncio.Event()
 
-    async def take(delivery: Delivery) -> None:
-        taken.append((delivery.subject, delivery.data))
+    async def take(deliveries: list[Delivery]) -> None:
+        taken.extend((delivery.subject, delivery.data) for delivery in deliveries)
         if len(taken) == 2:
             stop.set()
 
     catalog = await connect("catalog")
     await asyncio.wait_for(
-        consume_each(catalog, EVENTS, "catalog", take, batch=4, stop=stop), timeout=10
+        consume(catalog, EVENTS, "catalog", take, batch=4, stop=stop), timeout=10
     )
     assert taken == [(mine, b"forged"), (mine, b"after")]
 
@@ -261,18 +261,18 @@ async def test_a_responder_publishes_to_no_inbox_that_asked_nothing(
 
 
 async def _stored_under(site: SiteBus, targets: dict[str, str]) -> dict[str, bytes]:
-    """Return the last message of each subject, read with the provisioner's rights."""
-    raw = await RawClient.connect(site, "provisioner", "1")
+    """Return the last message of each subject."""
+    auditor = await site.audit()
     streams = {"event": "EVENTS", "command": "COMMANDS", "shipment": "BLOCKS_store-1"}
     found: dict[str, bytes] = {}
 
     async def read(kind: str) -> bytes | None:
         body = json.dumps({"last_by_subj": targets[kind]}).encode()
-        answer = await raw.nc.request(f"$JS.API.STREAM.MSG.GET.{streams[kind]}", body, timeout=2)
+        answer = await auditor.request(f"$JS.API.STREAM.MSG.GET.{streams[kind]}", body, timeout=2)
         message = json.loads(answer.data).get("message")
         return None if message is None else base64.b64decode(message["data"])
 
     for kind in targets:
         found[kind] = await until(partial(read, kind), f"bytes under {targets[kind]}")
-    await raw.close()
+    await auditor.close()
     return found

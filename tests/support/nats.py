@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import get_args
 
+from nats.aio.client import Client
+
 from strandline_contracts.names import Role
 from strandline_contracts.signing import Authority
 from strandline_contracts.streams import StreamLimits
@@ -22,6 +24,7 @@ from strandline_runtime.provision import provision
 from strandline_runtime.settings import Settings
 
 START_S = 10.0
+_AUDITOR = '{ user: "auditor", password: "auditor" }'
 SMALL_LIMITS = StreamLimits(
     blocks_bytes=64 * 1024**2,
     events_bytes=64 * 1024**2,
@@ -163,7 +166,7 @@ class SiteBus:
             port=port,
             store_dir=folder / "jetstream",
             max_payload_bytes=max_payload_bytes,
-        )
+        ).replace("  users: [\n", f"  users: [\n    {_AUDITOR}\n")
         self.server = NatsServer(folder / "nats", config, port)
 
     def settings(self, role: Role, instance: str | None = None) -> Settings:
@@ -180,6 +183,12 @@ class SiteBus:
 
     async def connect(self, role: Role, instance: str | None = None) -> Bus:
         return await Bus.connect(self.settings(role, instance), role)
+
+    async def audit(self) -> Client:
+        """Connect as one who may see everything, and is nobody outside of tests."""
+        client = Client()
+        await client.connect(self.server.url, user="auditor", password="auditor")
+        return client
 
     async def start(self) -> None:
         """Start the server and provision the site."""

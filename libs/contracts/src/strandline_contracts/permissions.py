@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from strandline_contracts.commands import SCHEDULER_VERBS
 from strandline_contracts.names import Role, caller
 from strandline_contracts.policy import server_key
 from strandline_contracts.streams import CATALOG_CONSUMER, STORE_CONSUMER
@@ -44,7 +45,6 @@ _READ_ALL_POLICIES = (
 def _pull(stream: str, consumer: str) -> tuple[str, ...]:
     return (
         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
-        f"$JS.API.CONSUMER.INFO.{stream}.{consumer}",
         f"$JS.ACK.{stream}.{consumer}.>",
     )
 
@@ -61,7 +61,14 @@ def permissions(site: str, role: Role, instance: str) -> Permissions:
     own_events = f"{root}.evt.{me}.>"
     last_command = f"$JS.API.DIRECT.GET.{COMMANDS}.{own_commands}"
     if role == "provisioner":
-        publish = ("$JS.API.INFO", "$JS.API.STREAM.>", "$JS.API.CONSUMER.>")
+        # It makes and widens, and looks; what streams hold it can neither delete nor purge.
+        publish = (
+            "$JS.API.STREAM.CREATE.*",
+            "$JS.API.STREAM.UPDATE.*",
+            "$JS.API.STREAM.INFO.*",
+            "$JS.API.CONSUMER.DURABLE.CREATE.*.*",
+            "$JS.API.CONSUMER.INFO.*.*",
+        )
     elif role == "operator":
         publish = (
             f"{root}.cmd.>",
@@ -76,9 +83,7 @@ def permissions(site: str, role: Role, instance: str) -> Permissions:
         subscribe += (f"{root}.prg.>", f"{root}.evt.>")
     elif role == "scheduler":
         publish = (
-            *(f"{root}.cmd.*.*.*.{verb}" for verb in ("express_full", "sync", "check", "verify")),
-            f"{root}.svc.catalog.*.*.{me}",
-            own_events,
+            *(f"{root}.cmd.*.*.*.{verb}" for verb in sorted(SCHEDULER_VERBS)),
             *_READ_ALL_POLICIES,
         )
         subscribe += (_DISCOVERY, own_calls, policy_subject(">"))
@@ -107,7 +112,6 @@ def permissions(site: str, role: Role, instance: str) -> Permissions:
     elif role == "catalog":
         publish = (
             f"{root}.svc.store.*.*.{me}",
-            own_events,
             *_READ_ALL_POLICIES,
             *_pull(EVENTS, CATALOG_CONSUMER),
             # A new database is filled from the record's beginning; a new record is noticed.
