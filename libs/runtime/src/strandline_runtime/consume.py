@@ -15,7 +15,6 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from strandline_contracts.errors import StrandlineError
 from strandline_runtime import metrics
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import BusError
@@ -27,8 +26,6 @@ LOOK_S = 0.5
 REFUSED_PAUSE_S = 1.0
 """After a pull request was refused (no such consumer, too many waiting)."""
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
-NAK_FIRST_S = 0.5
-NAK_MAX_S = 30.0
 
 
 class Delivery:
@@ -102,49 +99,6 @@ async def consume(
     finally:
         stopping.cancel()
         await pull.end()
-
-
-async def consume_each(
-    bus: Bus,
-    stream: str,
-    durable: str,
-    handle_one: Callable[[Delivery], Awaitable[None]],
-    *,
-    batch: int,
-    stop: asyncio.Event,
-) -> None:
-    """Hand deliveries to `handle_one`, one after the other, and settle each by how it ended.
-
-    Returned: ack. A retryable StrandlineError, or an error that nobody foresaw: nak with growing
-    delay (0.5 to 30 s). Any other StrandlineError, BadMessage among them: term.
-    """
-
-    async def handle(deliveries: list[Delivery]) -> None:
-        for delivery in deliveries:
-            await _settle_by_result(delivery, handle_one)
-
-    await consume(bus, stream, durable, handle, batch=batch, stop=stop)
-
-
-async def _settle_by_result(
-    delivery: Delivery, handle_one: Callable[[Delivery], Awaitable[None]]
-) -> None:
-    log = logger().bind(subject=delivery.subject, sequence=delivery.sequence)
-    delay_s = min(NAK_MAX_S, NAK_FIRST_S * 2.0 ** min(delivery.deliveries - 1, 10))
-    try:
-        await handle_one(delivery)
-    except StrandlineError as error:
-        if error.retryable:
-            log.info("consume.again", code=error.code, error=str(error), delay_s=delay_s)
-            await delivery.nak(delay_s)
-        else:
-            log.warning("consume.refused", code=error.code, error=str(error))
-            await delivery.term()
-    except Exception:
-        log.exception("consume.failed", delay_s=delay_s)
-        await delivery.nak(delay_s)
-    else:
-        await delivery.ack()
 
 
 class _Pull:
