@@ -9,7 +9,6 @@ import pytest
 
 from strandline_contracts.errors import StrandlineError
 from strandline_contracts.signing import public_key
-from strandline_runtime.assignments import trusted_keys
 from strandline_runtime.errors import KeyFileError, SettingsError
 from strandline_runtime.keys import (
     make_credential,
@@ -17,6 +16,7 @@ from strandline_runtime.keys import (
     public_nkey,
     read_credential,
     read_signing_seed,
+    trusted_keys,
 )
 
 

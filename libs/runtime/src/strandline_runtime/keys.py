@@ -1,4 +1,7 @@
-"""Secret keys as files: nkey seeds for the bus, Ed25519 seeds for signatures. Mode 0600, atomic."""
+"""Keys as files: nkey seeds for the bus, Ed25519 seeds for signatures, and whose of these count.
+
+Secret ones have mode 0600 and are written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import secrets
 import stat
 from pathlib import Path
 
+import msgspec
 import nkeys
 
-from strandline_contracts.signing import public_key
-from strandline_runtime.errors import KeyFileError
+from strandline_contracts.signing import Authority, public_key
+from strandline_runtime.errors import KeyFileError, SettingsError
 
 SIGNING_SEED_BYTES = 32
 
@@ -56,6 +60,18 @@ def read_signing_seed(path: Path) -> bytes:
     if len(seed) != SIGNING_SEED_BYTES:
         raise KeyFileError(f"{path} holds {len(seed)} bytes, not a signing seed")
     return seed
+
+
+def trusted_keys(path: Path) -> dict[bytes, Authority]:
+    """Return whose signatures count: public key (32 bytes) to authority. Raises SettingsError."""
+    try:
+        named = msgspec.json.decode(path.read_bytes(), type=dict[str, Authority])
+        keys = {bytes.fromhex(key): authority for key, authority in named.items()}
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise SettingsError(f"trusted_keys {path}: {error}") from error
+    if any(len(key) != 32 for key in keys):
+        raise SettingsError(f"trusted_keys {path}: a public key has 32 bytes")
+    return keys
 
 
 def _read_secret(path: Path) -> bytes:

@@ -10,8 +10,9 @@ from strandline_agent.settings import AgentSettings
 from strandline_contracts.commands import Assign, Command
 from strandline_contracts.errors import StrandlineError
 from strandline_contracts.names import caller
-from strandline_runtime.assignments import read_assignment, trusted_keys
+from strandline_runtime.assignments import read_assignment
 from strandline_runtime.journal import Journal
+from strandline_runtime.keys import trusted_keys
 from strandline_runtime.outbox import OutboxPump
 from strandline_runtime.service import Service, run
 from strandline_runtime.targets import CommandReceiver, JobRunner

@@ -7,7 +7,7 @@ import time
 
 from strandline_catalog.catalog import Catalog
 from strandline_catalog.settings import CatalogSettings
-from strandline_runtime.assignments import trusted_keys
+from strandline_runtime.keys import trusted_keys
 from strandline_runtime.service import Service, run
 
 

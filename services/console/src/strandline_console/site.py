@@ -16,16 +16,23 @@ import msgspec
 from strandline_console.errors import ConsoleError, NoSuchThing, WrongUse
 from strandline_console.nearest import nearest
 from strandline_console.state import VARIABLE, operator_config, state_folder
-from strandline_contracts.codec import Message, decode, encode
+from strandline_contracts.codec import Message, encode
+from strandline_contracts.errors import BadMessage
 from strandline_contracts.names import server_from_hostname
-from strandline_contracts.policy import Assignment, NameEntry, Source, name_key, server_key
-from strandline_contracts.signing import Authority, Purpose, Signed, sign, verify
+from strandline_contracts.policy import (
+    Assignment,
+    NameEntry,
+    Source,
+    accept_policy,
+    name_key,
+    server_key,
+)
+from strandline_contracts.signing import Authority, Purpose, sign
 from strandline_contracts.subjects import POLICY_STREAM, policy_subject
 from strandline_runtime import logs
-from strandline_runtime.assignments import accept_assignment, trusted_keys
-from strandline_runtime.bus import Bus
+from strandline_runtime.bus import Bus, Stored
 from strandline_runtime.errors import BusError, NobodyListens, Unreachable
-from strandline_runtime.keys import read_signing_seed
+from strandline_runtime.keys import read_signing_seed, trusted_keys
 from strandline_runtime.settings import CONFIG_VARIABLE, Settings, load
 
 CONNECT_WAIT_S = 10.0
@@ -119,7 +126,7 @@ class Site:
         stored = await self.bus.last_stored(POLICY_STREAM, policy_subject(key))
         if stored is None or not stored.data:
             return None, stored.seq if stored is not None else 0
-        return self._verified(stored.data, kind), stored.seq
+        return self._accepted(stored, kind), stored.seq
 
     async def put_policy(self, key: str, document: Message, revision: int) -> None:
         """Write a signed document over that of `revision` (0: none); else raise bus.conflict."""
@@ -155,19 +162,14 @@ class Site:
         """Return all signed documents whose keys begin with `prefix` and a dot."""
         subject = policy_subject(f"{prefix}.*")
         return [
-            self._verified(stored.data, kind)
+            self._accepted(stored, kind)
             async for stored in self.bus.snapshot(POLICY_STREAM, subject)
             if stored.data
         ]
 
     async def assignments(self) -> list[Assignment]:
         """Return the assignments of all servers."""
-        found = []
-        async for stored in self.bus.snapshot(POLICY_STREAM, policy_subject("server.*")):
-            if stored.data:
-                server = stored.subject.rsplit(".", 1)[1]
-                found.append(accept_assignment(stored.data, server, self.trusted))
-        return found
+        return await self.documents("server", Assignment)
 
     async def sources(self) -> list[Source]:
         """Return all data sources by name, those no longer protected included."""
@@ -200,10 +202,11 @@ class Site:
             )
         return server
 
-    def _verified(self, data: bytes, kind: type[T]) -> T:
-        signed = decode(data, Signed)
-        verify(signed, "policy", self.trusted)
-        return decode(signed.body, kind)
+    def _accepted(self, stored: Stored, kind: type[T]) -> T:
+        document = accept_policy(stored.data, stored.subject, self.trusted)
+        if not isinstance(document, kind):
+            raise BadMessage(f"{stored.subject} holds no {kind.__name__}")
+        return document
 
 
 @asynccontextmanager

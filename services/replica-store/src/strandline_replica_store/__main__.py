@@ -30,9 +30,10 @@ from strandline_replica_store.store import way_out
 from strandline_replica_store.store.events import StoreEvents
 from strandline_replica_store.store.leases import LEASE_S, Leases
 from strandline_replica_store.store.store import Store
-from strandline_runtime.assignments import read_assignment, trusted_keys
+from strandline_runtime.assignments import read_assignment
 from strandline_runtime.consume import consume
 from strandline_runtime.journal import Journal
+from strandline_runtime.keys import trusted_keys
 from strandline_runtime.logs import logger
 from strandline_runtime.outbox import OutboxPump
 from strandline_runtime.service import Service, run

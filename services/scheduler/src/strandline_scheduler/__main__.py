@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from strandline_runtime.assignments import trusted_keys
-from strandline_runtime.keys import read_signing_seed
+from strandline_runtime.keys import read_signing_seed, trusted_keys
 from strandline_runtime.service import Service, run
 from strandline_scheduler.scheduler import Scheduler
 from strandline_scheduler.settings import SchedulerSettings
