@@ -15,6 +15,7 @@ import base64
 import contextlib
 import difflib
 import errno
+import itertools
 import json
 import os
 import resource
@@ -451,7 +452,7 @@ class Replica:
             manifest.check()
         self.points = kept_points(self.manifests)
         self.about = self.document("replica.json")
-        self.deleted = self.document("deleted.json").get("points", {})
+        self.deleted = self.document("deleted.json", checked=True).get("points", {})
         heads = [point.head["source"] for point in self.points if not point.damage]
         self.source = str(heads[-1] if heads else self.about.get("source", ""))
 
@@ -482,13 +483,20 @@ class Replica:
             if name.endswith(suffix) and name.removesuffix(suffix).isdecimal()
         ]
 
-    def document(self, name: str) -> Json:
-        """A JSON object of the folder; empty when it is missing, a finding when it is damaged."""
+    def document(self, name: str, *, checked: bool = False) -> Json:
+        """A JSON object of the folder; empty when it is missing, a finding when it is damaged.
+
+        One that is `checked` ends with the digest of what stands before that.
+        """
         try:
             with open(os.path.join(self.folder, name), "rb") as file:
-                value = json.load(file)
+                data = file.read()
+            value = json.loads(data)
             if not isinstance(value, dict) or value.get("format") != 1:
                 raise ValueError("not an object of format 1")
+            before = blake3(data.rpartition(b'"check"')[0])
+            if checked and value.get("check") != before.hexdigest(length=16):
+                raise ValueError("does not match its digest")
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -777,6 +785,7 @@ class Restore:
         self.foreign = 0  # files of other owners, when not root
         self.made: dict[int, Path] = {}  # folders, and files with several names
         self.lost: set[int] = set()  # files that lost bytes
+        self.marked: set[tuple[int, bytes]] = set()  # (folder, name) given to such files
 
     def run(self, wanted: Wanted) -> None:
         """Make everything, folder by folder; give folders their own attributes at the end."""
@@ -882,12 +891,12 @@ class Restore:
         return lost
 
     def damaged_name(self, folder: int, name: bytes) -> bytes:
-        """A name like `name` that is not another file's in this folder."""
-        number = 0
-        while self.state.entry(folder, other := name[:240] + b".damaged" + b".%d" % number) or (
-            not number and self.state.entry(folder, other := name[:240] + b".damaged")
-        ):
-            number += 1
+        """A name like `name` that is not another file's in this folder, restored or damaged."""
+        for number in itertools.count():
+            other = name[:240] + b".damaged" + (b".%d" % number if number else b"")
+            if (folder, other) not in self.marked and self.state.entry(folder, other) is None:
+                break
+        self.marked.add((folder, other))
         return other
 
     def link(self, here: int, folder: int, path: Path, inode: Inode) -> None:
