@@ -195,7 +195,6 @@ def plain_bytes(stored: bytes, codec: int, cipher: int, size: int) -> bytes:
 class Frame(NamedTuple):
     """One frame of a manifest, checked against its digest."""
 
-    at: int
     type: int
     raw: bytes
     codec: int
@@ -218,7 +217,7 @@ def frames(file: int) -> Iterator[Frame]:
         raw = header + read_at(file, at + FRAME.size, stored)
         if blake3(header[:48] + raw[FRAME.size :]).digest()[:16] != digest:
             raise Damage(f"the frame at byte {at} does not match its digest")
-        yield Frame(at, kind, raw, codec, cipher, plain)
+        yield Frame(kind, raw, codec, cipher, plain)
         at += len(raw)
 
 
@@ -606,8 +605,8 @@ class State:
         run("INSERT OR REPLACE INTO chunk VALUES (?, ?)", (chunk[:2] for chunk in chunks))
         run("DELETE FROM name WHERE parent = ? AND name = ?", (gone[:2] for gone in gone_names))
         gone = [(file,) for file in gone_inodes]
-        for table, key in (("inode", "file"), ("xattr", "file"), ("extent", "file")):
-            run(f"DELETE FROM {table} WHERE {key} = ?", gone)
+        for table in ("inode", "xattr", "extent"):
+            run(f"DELETE FROM {table} WHERE file = ?", gone)
         run("DELETE FROM name WHERE parent = ?", gone)
         for inode in inodes:
             self.put_inode(*inode[:16])
