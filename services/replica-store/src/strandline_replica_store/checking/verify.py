@@ -17,15 +17,14 @@ import apsw
 
 from strandline_contracts.events import DamageFound
 from strandline_contracts.points import RecoveryPoint
-from strandline_replica_store.errors import BadChunk, Damaged
+from strandline_replica_store.errors import Damaged
 from strandline_replica_store.files import manifest, segment
-from strandline_replica_store.files.chunk_check import check_chunk
 from strandline_replica_store.reading.reader import (
     MERGED_READ_BYTES,
     DamagedChunk,
     Reader,
+    checked_of,
     merged,
-    stored_of,
 )
 from strandline_replica_store.replica import index, tree
 from strandline_replica_store.replica.index import ChunkRow
@@ -214,22 +213,14 @@ def _check_rows(
         before_read(place.size_bytes)
         data = reader.read_place(place, room)
         for row in place.rows:
-            reason = _wrong(row, data[row.offset - place.offset :])
-            if reason:
-                tally.bad(describe(reader.conn, row, reason))
-            elif row.id in known_bad:
-                tally.sound_again(row)
+            try:
+                checked_of(row, data[row.offset - place.offset :])
+            except DamagedChunk as error:
+                tally.bad(describe(reader.conn, row, error.reason))
+            else:
+                if row.id in known_bad:
+                    tally.sound_again(row)
         tally.good(len(place.rows), sum(row.plain_bytes for row in place.rows))
-
-
-def _wrong(row: ChunkRow, data: memoryview) -> str:
-    try:
-        check_chunk(row.digest, row.plain_bytes, row.codec, stored_of(row, data))
-    except DamagedChunk as error:
-        return error.reason
-    except BadChunk as error:
-        return error.message
-    return ""
 
 
 def describe(conn: apsw.Connection, row: ChunkRow, reason: str) -> DamageFound:

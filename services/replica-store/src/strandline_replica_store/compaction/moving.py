@@ -14,7 +14,7 @@ from typing import NamedTuple
 import apsw
 from blake3 import blake3
 
-from strandline_contracts.points import BLOCK_BYTES, CODEC_RAW, CODEC_ZSTD
+from strandline_contracts.points import BLOCK_BYTES, CODEC_RAW
 from strandline_replica_store.checking.verify import describe
 from strandline_replica_store.compaction.gathering import (
     Moved,
@@ -23,12 +23,11 @@ from strandline_replica_store.compaction.gathering import (
     points_naming,
     repointed,
 )
-from strandline_replica_store.errors import BadChunk, Full
+from strandline_replica_store.errors import Full
 from strandline_replica_store.files import segment
-from strandline_replica_store.files.chunk_check import check_chunk, plain_of
-from strandline_replica_store.files.compression import zstd
+from strandline_replica_store.files.compression import compressed
 from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, SegmentWriter
-from strandline_replica_store.reading.reader import DamagedChunk, Reader, stored_of
+from strandline_replica_store.reading.reader import DamagedChunk, Reader, checked_of
 from strandline_replica_store.replica import index
 from strandline_replica_store.replica.index import FOREVER, ChunkRow
 from strandline_replica_store.replica.replica import Replica, translated
@@ -36,7 +35,6 @@ from strandline_replica_store.replica.replica import Replica, translated
 KEPT_PLAIN_CHUNKS = 256
 """32 MiB: the changes of so many recovery points are each read once while a file is gathered."""
 PENDING_BYTES = 4 * 1024 * 1024
-_LEVEL = 1
 
 
 class Whole(NamedTuple):
@@ -169,9 +167,7 @@ class Mover:
         codec, stored = CODEC_RAW, data
         # What nobody could compress in its old chunk is not tried again.
         if any(plain.codec != CODEC_RAW for _, plain in parts):
-            smaller = zstd.compress(data, _LEVEL)
-            if len(smaller) < len(data):
-                codec, stored = CODEC_ZSTD, smaller
+            codec, stored = compressed(data)
         digest = blake3(data).digest()
         header = segment.pack_chunk_header(
             number, codec, len(data), digest, stored,
@@ -185,37 +181,30 @@ class Mover:
         if chunk in self._plain:
             self._plain.move_to_end(chunk)
             return self._plain[chunk]
-        row = self._places.get(chunk)
         found = None
-        if row is not None:
-            stored = self._stored(row)
-            if stored is not None:
-                plain = plain_of(row.codec, row.plain_bytes, stored)
-                found = _Plain(row.codec, memoryview(plain))
+        row = self._places.get(chunk)
+        if row is not None and (checked := self._checked(row)) is not None:
+            found = _Plain(row.codec, memoryview(checked[1]))
         self._plain[chunk] = found
         if len(self._plain) > KEPT_PLAIN_CHUNKS:
             self._plain.popitem(last=False)
         return found
 
-    def _stored(self, row: ChunkRow) -> memoryview | None:
-        """Return a chunk's stored bytes, both digests checked; None when it is damaged."""
+    def _checked(self, row: ChunkRow) -> tuple[memoryview, bytes | memoryview] | None:
+        """Return a chunk's stored and plain bytes, checked; None (and told) when it is damaged."""
         size_bytes = CHUNK_HEADER_BYTES + row.stored_bytes
-        data = self._reader.pread(row.segment, row.offset, size_bytes)
         try:
-            stored = stored_of(row, data)
-            if not segment.is_plain_proven(data):
-                check_chunk(row.digest, row.plain_bytes, row.codec, stored)
-        except (DamagedChunk, BadChunk) as error:
-            reason = error.reason if isinstance(error, DamagedChunk) else error.message
-            self._replica.record_damage(describe(self._reader.conn, row, reason))
+            return checked_of(row, self._reader.pread(row.segment, row.offset, size_bytes))
+        except DamagedChunk as error:
+            self._replica.record_damage(describe(self._reader.conn, row, error.reason))
             return None
-        return stored
 
     def _carry(self, writer: SegmentWriter, chunks: Iterable[int], copied: Copied) -> None:
         for row in self._look_up(set(chunks)).values():
-            stored = self._stored(row)
-            if stored is None:
+            checked = self._checked(row)
+            if checked is None:
                 continue
+            stored, _ = checked
             header = segment.pack_chunk_header(
                 row.id, row.codec, row.plain_bytes, row.digest, stored,
                 stored_digest=row.digest if row.codec == CODEC_RAW else None,

@@ -12,14 +12,10 @@ from strandline_contracts.points import (
     DIGEST_BYTES,
 )
 from strandline_replica_store.errors import BadChunk
-from strandline_replica_store.files.compression import zstd
+from strandline_replica_store.files.compression import decompressed, zstd
 
 STORED_MAX_BYTES = 132096
 """The most stored bytes of a chunk: its plain bytes and room for a cipher's tag."""
-
-
-_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
-"""A frame that claims a larger window than 8 MiB is refused before memory is taken for it."""
 
 
 def plain_of(codec: int, plain_bytes: int, stored: bytes | memoryview) -> bytes | memoryview:
@@ -34,7 +30,10 @@ def plain_of(codec: int, plain_bytes: int, stored: bytes | memoryview) -> bytes 
     if codec == CODEC_RAW:
         plain: bytes | memoryview = stored
     elif codec == CODEC_ZSTD:
-        plain = _decompress(stored, plain_bytes)
+        try:
+            plain = decompressed(stored, plain_bytes)
+        except zstd.ZstdError as error:
+            raise BadChunk(f"a chunk that cannot be decompressed: {error}") from error
     else:
         raise BadChunk(f"a chunk of unknown codec {codec}")
     if len(plain) != plain_bytes:
@@ -42,20 +41,23 @@ def plain_of(codec: int, plain_bytes: int, stored: bytes | memoryview) -> bytes 
     return plain
 
 
-def _decompress(stored: bytes | memoryview, plain_bytes: int) -> bytes:
-    try:
-        decompressor = zstd.ZstdDecompressor(options=_OPTIONS)
-        plain = decompressor.decompress(stored, max_length=plain_bytes + 1)
-    except zstd.ZstdError as error:
-        raise BadChunk(f"a chunk that cannot be decompressed: {error}") from error
-    if not decompressor.eof or decompressor.unused_data:
-        raise BadChunk("a chunk that is not exactly one Zstandard frame of its length")
-    return plain
+def check_chunk(
+    digest: bytes,
+    plain_bytes: int,
+    codec: int,
+    stored: bytes | memoryview,
+    *,
+    stored_digest: bytes = b"",
+) -> bytes | memoryview:
+    """Return the plain bytes of `stored`; raise BadChunk unless they are `plain_bytes` bytes with
+    BLAKE3 `digest`.
 
-
-def check_chunk(digest: bytes, plain_bytes: int, codec: int, stored: bytes | memoryview) -> None:
-    """Raise BadChunk unless `stored` decodes to `plain_bytes` bytes with BLAKE3 `digest`."""
+    `stored_digest` is that of `stored` where it is known: what is stored as it is has no other.
+    """
     if len(digest) != DIGEST_BYTES:
         raise BadChunk(f"a digest of {len(digest)} bytes")
-    if blake3(plain_of(codec, plain_bytes, stored)).digest() != digest:
+    plain = plain_of(codec, plain_bytes, stored)
+    known = stored_digest if codec == CODEC_RAW else b""
+    if (known or blake3(plain).digest()) != digest:
         raise BadChunk(f"chunk {digest[:8].hex()} does not match its digest")
+    return plain

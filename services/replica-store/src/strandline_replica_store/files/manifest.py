@@ -26,7 +26,7 @@ from strandline_contracts.points import (
 )
 from strandline_replica_store.errors import BadDelta, Damaged
 from strandline_replica_store.files import durable
-from strandline_replica_store.files.compression import zstd
+from strandline_replica_store.files.compression import compressed, decompressed, zstd
 
 FRAME_MAX_BYTES = 8 * 1024 * 1024
 FRAME_HEADER_BYTES = 64
@@ -35,7 +35,6 @@ HEAD, DELTA, TAIL = 1, 2, 3
 _MAGIC = b"SLFR"
 _FRAME = struct.Struct("<4sBBBxII16x12x4x")
 _SELF_DIGEST_BYTES = 16
-_LEVEL = 1
 _COMPRESS_MIN_BYTES = 128
 
 _T = TypeVar("_T")
@@ -134,9 +133,7 @@ def pack_frame(kind: int, value: msgspec.Struct) -> bytes:
         raise BadDelta(f"a frame of {len(plain)} bytes", retryable=False)
     codec, stored = CODEC_RAW, plain
     if len(plain) >= _COMPRESS_MIN_BYTES:
-        smaller = zstd.compress(plain, _LEVEL)
-        if len(smaller) < len(plain):
-            codec, stored = CODEC_ZSTD, smaller
+        codec, stored = compressed(plain)
     header = _FRAME.pack(_MAGIC, kind, codec, 0, len(plain), len(stored))
     return header + _frame_digest(header, stored) + stored
 
@@ -175,7 +172,7 @@ def _plain(codec: int, plain_bytes: int, stored: bytes) -> bytes:
     plain = stored
     try:
         if codec == CODEC_ZSTD:
-            plain = zstd.ZstdDecompressor().decompress(stored, max_length=plain_bytes + 1)
+            plain = decompressed(stored, plain_bytes)
         elif codec != CODEC_RAW:
             raise Damaged(f"a frame of unknown codec {codec}")
     except zstd.ZstdError as error:

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from blake3 import blake3
 
-from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES, CODEC_RAW
+from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES
 from strandline_replica_store.errors import Damaged
 from strandline_replica_store.files import durable
 from strandline_replica_store.files.chunk_check import STORED_MAX_BYTES
@@ -129,12 +129,6 @@ def check_stored(data: bytes | memoryview) -> tuple[ChunkHeader, memoryview]:
     if len(stored) != header.stored_bytes or blake3(stored).digest() != header.stored_digest:
         raise Damaged(f"chunk {header.id} does not match its stored digest")
     return header, stored
-
-
-def is_plain_proven(data: bytes | memoryview) -> bool:
-    """Tell whether `check_stored` of a chunk has shown its plain digest, too: stored as it is."""
-    header = parse_chunk_header(data)
-    return header.codec == CODEC_RAW and header.stored_digest == header.plain_digest
 
 
 def path_of(folder: str, number: int) -> str:

@@ -23,8 +23,8 @@ from strandline_contracts.points import (
 from strandline_contracts.reading import BlockDigestPage, StoredChunk
 from strandline_replica_store.errors import BadChunk, Damaged, NoSuch
 from strandline_replica_store.files import segment
-from strandline_replica_store.files.chunk_check import check_chunk, plain_of
-from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES
+from strandline_replica_store.files.chunk_check import check_chunk
+from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, ChunkHeader
 from strandline_replica_store.reading.buffers import Buffers
 from strandline_replica_store.reading.scope import Scope
 from strandline_replica_store.replica import index, tree
@@ -135,15 +135,12 @@ class Reader:
         for place in places:
             data, room = self.read_place(place, room), room[place.size_bytes :]
             for row in place.rows:
+                own = data[row.offset - place.offset :]
                 try:
-                    stored = stored_of(row, data[row.offset - place.offset :])
-                    if row.id in suspects:
-                        check_chunk(row.digest, row.plain_bytes, row.codec, stored)
-                    found[row.id] = stored
+                    is_suspect = row.id in suspects
+                    found[row.id] = checked_of(row, own)[0] if is_suspect else stored_of(row, own)
                 except DamagedChunk as error:
                     found[row.id] = error
-                except BadChunk as error:
-                    found[row.id] = DamagedChunk(row, error.message)
         return found
 
     def pread(self, number: int, offset: int, size_bytes: int) -> memoryview:
@@ -238,8 +235,9 @@ class _PlainChunks:
         plain: memoryview | None
         try:
             (stored,) = self._reader.chunks([chunk], 0)
-            check_chunk(stored.digest, stored.plain_bytes, stored.codec, stored.data)
-            plain = memoryview(plain_of(stored.codec, stored.plain_bytes, stored.data))
+            plain = memoryview(
+                check_chunk(stored.digest, stored.plain_bytes, stored.codec, stored.data)
+            )
         except (Damaged, BadChunk, NoSuch):
             plain = None
         self._kept[chunk] = plain
@@ -268,6 +266,23 @@ def merged(rows: Sequence[ChunkRow]) -> Iterator[Place]:
 
 def stored_of(row: ChunkRow, data: memoryview) -> memoryview:
     """Return the stored bytes of the chunk at the start of `data`; raise DamagedChunk."""
+    return _found(row, data)[1]
+
+
+def checked_of(row: ChunkRow, data: memoryview) -> tuple[memoryview, bytes | memoryview]:
+    """Return stored and plain bytes of the chunk at the start of `data`; raise DamagedChunk."""
+    header, stored = _found(row, data)
+    try:
+        plain = check_chunk(
+            row.digest, row.plain_bytes, row.codec, stored, stored_digest=header.stored_digest
+        )
+    except BadChunk as error:
+        raise DamagedChunk(row, error.message) from error
+    return stored, plain
+
+
+def _found(row: ChunkRow, data: memoryview) -> tuple[ChunkHeader, memoryview]:
+    """Return header and stored bytes, which match, of this very chunk."""
     try:
         header, stored = segment.check_stored(data)
     except Damaged as error:
@@ -279,4 +294,4 @@ def stored_of(row: ChunkRow, data: memoryview) -> memoryview:
         row.codec,
     ):
         raise DamagedChunk(row, "another chunk lies in its place")
-    return stored
+    return header, stored
