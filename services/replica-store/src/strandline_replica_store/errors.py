@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import apsw
 
@@ -205,3 +207,14 @@ def means_damage(error: BaseException) -> bool:
 def _extended(error: apsw.Error) -> int:
     # Errors that apsw raises by itself have none.
     return getattr(error, "extendedresult", 0)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the errors of disk and SQLite into the store's own."""
+    try:
+        yield
+    except (OSError, apsw.Error) as error:
+        if means_damage(error):
+            raise IndexDamaged(f"the index: {error}") from error
+        raise as_full(error) or DiskError(f"the store's disk: {error}") from error

@@ -30,12 +30,12 @@ from strandline_replica_store.checking.verify import (
     check_manifest,
     check_segment,
 )
-from strandline_replica_store.errors import StoreError
+from strandline_replica_store.errors import StoreError, translated
 from strandline_replica_store.files import manifest, segment
 from strandline_replica_store.pace import Pace
 from strandline_replica_store.reading.reader import Reader
 from strandline_replica_store.replica import index
-from strandline_replica_store.replica.replica import Replica, translated
+from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.store.leases import SEGMENTS
 from strandline_replica_store.store.store import Store
 from strandline_runtime.logs import logger

@@ -39,11 +39,11 @@ from strandline_replica_store.compaction.gathering import (
 )
 from strandline_replica_store.compaction.liveness import ChunkUse, Rows, Survey, bits, rows_of
 from strandline_replica_store.compaction.moving import Mover
-from strandline_replica_store.errors import Busy, Full
+from strandline_replica_store.errors import Busy, Full, translated
 from strandline_replica_store.files import durable, segment
 from strandline_replica_store.reading.reader import Reader
 from strandline_replica_store.replica import index
-from strandline_replica_store.replica.replica import Replica, translated
+from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.replica.tree import spans
 from strandline_replica_store.store.leases import Leases
 

@@ -23,14 +23,14 @@ from strandline_replica_store.compaction.gathering import (
     points_naming,
     repointed,
 )
-from strandline_replica_store.errors import Full
+from strandline_replica_store.errors import Full, translated
 from strandline_replica_store.files import segment
 from strandline_replica_store.files.compression import compressed
 from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, SegmentWriter
 from strandline_replica_store.reading.reader import DamagedChunk, Reader, checked_of
 from strandline_replica_store.replica import index
 from strandline_replica_store.replica.index import FOREVER, ChunkRow
-from strandline_replica_store.replica.replica import Replica, translated
+from strandline_replica_store.replica.replica import Replica
 
 KEPT_PLAIN_CHUNKS = 256
 """32 MiB: the changes of so many recovery points are each read once while a file is gathered."""

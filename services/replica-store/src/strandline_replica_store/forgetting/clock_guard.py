@@ -20,9 +20,8 @@ from typing import NamedTuple
 import msgspec
 
 from strandline_contracts.errors import StrandlineError
-from strandline_replica_store.errors import Damaged, NotAllowed
+from strandline_replica_store.errors import Damaged, NotAllowed, translated
 from strandline_replica_store.files import checked_json, durable
-from strandline_replica_store.replica.core import translated
 
 SECOND_NS = 1_000_000_000
 TOLERANCE_NS = 60 * SECOND_NS

@@ -17,13 +17,12 @@ import msgspec
 
 from strandline_contracts.errors import StrandlineError
 from strandline_contracts.events import DamageFound, ReplicaDeleted
-from strandline_replica_store.errors import StoreError
+from strandline_replica_store.errors import StoreError, translated
 from strandline_replica_store.forgetting import policy_history, retention
 from strandline_replica_store.forgetting.clock_guard import ClockGuard
 from strandline_replica_store.forgetting.policies import Policies, check_zone
 from strandline_replica_store.forgetting.retention import Point, Policy
 from strandline_replica_store.reading.reader import Reader
-from strandline_replica_store.replica.replica import translated
 from strandline_replica_store.store import purging
 from strandline_replica_store.store.deleted import WHOLE, DeletedDamaged, Deletions, due
 from strandline_replica_store.store.events import StoreEvents

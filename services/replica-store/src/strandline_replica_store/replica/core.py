@@ -19,11 +19,10 @@ from strandline_contracts.points import RecoveryPoint
 from strandline_replica_store.errors import (
     Busy,
     Damaged,
-    DiskError,
     Full,
     IndexDamaged,
-    as_full,
     means_damage,
+    translated,
 )
 from strandline_replica_store.files import durable, segment
 from strandline_replica_store.files.manifest import ManifestWriter
@@ -308,14 +307,3 @@ class ReplicaCore:
     def _make_index_anew(self, reason: str, *, is_damage: bool = True) -> None:
         """Make another index and put it in the place of this one; a Replica knows how."""
         raise NotImplementedError
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn the errors of disk and SQLite into the store's own."""
-    try:
-        yield
-    except (OSError, apsw.Error) as error:
-        if means_damage(error):
-            raise IndexDamaged(f"the index: {error}") from error
-        raise as_full(error) or DiskError(f"the store's disk: {error}") from error

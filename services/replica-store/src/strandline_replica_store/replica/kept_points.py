@@ -11,10 +11,10 @@ import apsw
 from strandline_contracts.codec import decode
 from strandline_contracts.events import DamageFound, DamageRepaired, PointCommitted, PointsDropped
 from strandline_contracts.points import RecoveryPoint
-from strandline_replica_store.errors import Behind, Damaged, IndexDamaged, means_damage
+from strandline_replica_store.errors import Behind, Damaged, IndexDamaged, means_damage, translated
 from strandline_replica_store.files import durable, manifest
 from strandline_replica_store.replica import dropping, index, recovery, reindex, rewrite
-from strandline_replica_store.replica.core import ReplicaCore, at_once, translated
+from strandline_replica_store.replica.core import ReplicaCore, at_once
 from strandline_replica_store.replica.dropping import Step
 from strandline_replica_store.replica.rewrite import Rewritten
 from strandline_runtime import outbox

@@ -18,7 +18,7 @@ from strandline_contracts.codec import decode
 from strandline_contracts.events import DamageFound, PointsDropped
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.shipping import Chunk
-from strandline_replica_store.errors import Busy, Damaged, StoreError, means_damage
+from strandline_replica_store.errors import Busy, Damaged, StoreError, means_damage, translated
 from strandline_replica_store.files import durable, manifest
 from strandline_replica_store.replica import index, mend, recovery, reindex
 from strandline_replica_store.replica.core import (
@@ -27,12 +27,11 @@ from strandline_replica_store.replica.core import (
     create,
     era_of,
     next_generation,
-    translated,
 )
 from strandline_replica_store.replica.receiving import Receiving
 from strandline_runtime.logs import logger
 
-__all__ = ["RESERVE_BYTES", "Identity", "Replica", "create", "translated"]
+__all__ = ["RESERVE_BYTES", "Identity", "Replica", "create"]
 
 
 class Replica(Receiving):

@@ -30,11 +30,11 @@ from strandline_replica_store.errors import (
     NotAllowed,
     StoreError,
     TooMuch,
+    translated,
 )
 from strandline_replica_store.reading.reader import DamagedChunk, Reader
 from strandline_replica_store.reading.scope import Scope
 from strandline_replica_store.replica import index, mend, tree
-from strandline_replica_store.replica.replica import translated
 from strandline_replica_store.replica.rules import OpenVerdict
 from strandline_replica_store.service.admission import Admission
 from strandline_replica_store.service.receive import Lane, Receiver

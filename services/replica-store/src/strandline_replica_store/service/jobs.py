@@ -17,10 +17,10 @@ from strandline_replica_store.errors import (
     DiskError,
     NoSuch,
     StoreError,
+    translated,
 )
 from strandline_replica_store.forgetting.clock_guard import ClockGuard
 from strandline_replica_store.forgetting.policies import Policies
-from strandline_replica_store.replica.replica import translated
 from strandline_replica_store.store.deleted import (
     WHOLE,
     Deletion,

@@ -18,8 +18,16 @@ from strandline_contracts.errors import BadMessage, StrandlineError
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.shipping import End, Open, Waited
 from strandline_contracts.subjects import parse_blocks
-from strandline_replica_store.errors import BadDelta, Behind, Busy, Deleted, NoSuch, StoreError
-from strandline_replica_store.replica.replica import Replica, translated
+from strandline_replica_store.errors import (
+    BadDelta,
+    Behind,
+    Busy,
+    Deleted,
+    NoSuch,
+    StoreError,
+    translated,
+)
+from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.replica.rules import JobRow, OpenVerdict, Verdict, judge_message
 from strandline_replica_store.store.store import Store
 from strandline_runtime.consume import Delivery

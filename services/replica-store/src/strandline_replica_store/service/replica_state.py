@@ -9,9 +9,8 @@ from contextlib import suppress
 from strandline_contracts.reading import ReplicaState
 from strandline_replica_store.checking import scrub
 from strandline_replica_store.compaction.compact import known_live_bytes
-from strandline_replica_store.errors import StoreError
+from strandline_replica_store.errors import StoreError, translated
 from strandline_replica_store.reading.reader import Reader
-from strandline_replica_store.replica.replica import translated
 from strandline_replica_store.store.deleted import DeletedDamaged, Deletion
 from strandline_replica_store.store.store import Store
 

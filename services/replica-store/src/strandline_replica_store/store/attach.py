@@ -22,10 +22,17 @@ from contextlib import contextmanager
 import msgspec
 
 from strandline_contracts.errors import StrandlineError
-from strandline_replica_store.errors import Damaged, Full, Locked, NotAllowed, StoreError
+from strandline_replica_store.errors import (
+    Damaged,
+    Full,
+    Locked,
+    NotAllowed,
+    StoreError,
+    translated,
+)
 from strandline_replica_store.files import durable, manifest, segment
 from strandline_replica_store.replica import reindex
-from strandline_replica_store.replica.replica import RESERVE_BYTES, Identity, Replica, translated
+from strandline_replica_store.replica.replica import RESERVE_BYTES, Identity, Replica
 
 _SOURCE = re.compile(r"[0-9a-f]{16}\Z")
 _LEFT_BEHIND = ("deleted.json", "policies.json")

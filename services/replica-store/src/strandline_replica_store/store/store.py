@@ -22,6 +22,7 @@ from strandline_replica_store.errors import (
     Locked,
     NoSuch,
     means_damage,
+    translated,
 )
 from strandline_replica_store.files import durable
 from strandline_replica_store.reading.reader import Reader
@@ -30,7 +31,6 @@ from strandline_replica_store.replica.replica import (
     Identity,
     Replica,
     create,
-    translated,
 )
 from strandline_replica_store.store.deleted import DeletedFiles
 from strandline_replica_store.store.leases import Leases
