@@ -230,7 +230,7 @@ def apply(conn: apsw.Connection, copied: Copied) -> None:
     )
     if copied.chunks:
         _add_chunks(conn, copied.chunks)
-        born = _repoint_live(conn, copied.moved) | _repoint_past(conn, copied.moved)
+        born = _repoint(conn, "extent", copied.moved) | _repoint(conn, "extent_past", copied.moved)
         kept = [number for (number,) in conn.execute("SELECT number FROM point ORDER BY number")]
         conn.executemany(
             "INSERT OR IGNORE INTO stale VALUES (?)",
@@ -253,54 +253,33 @@ _PUT_FORMER = (
 )
 
 
-def _repoint_live(conn: apsw.Connection, moved: Mapping[int, list[Moved]]) -> set[int]:
-    """Re-point rows of the newest state; return the births of those that changed."""
+_LIFE = {"extent": ("born",), "extent_past": ("born", "died")}
+
+
+def _repoint(conn: apsw.Connection, table: str, moved: Mapping[int, list[Moved]]) -> set[int]:
+    """Re-point the rows of a table; return the births of those that changed."""
+    life = ", ".join(_LIFE[table])
+    marks = ", ".join("?" * len(_LIFE[table]))
     rows = conn.execute(
-        f"SELECT file, start, born, blocks, chunk, chunk_block FROM extent WHERE {_AMONG}",  # noqa: S608 - own words
+        f"SELECT file, start, blocks, chunk, chunk_block, {life} FROM {table} WHERE {_AMONG}",  # noqa: S608 - own words
         (json.dumps(list(moved)),),
     )
     changed, added, former = [], [], _Former()
     born_found: set[int] = set()
-    for file, start, born, blocks, chunk, chunk_block in rows:
-        first, *more = repointed(start, blocks, chunk, chunk_block, moved[chunk])
-        if not more and first.chunk == chunk:
-            continue
-        changed.append((first.blocks, first.chunk, first.chunk_block, file, start))
-        added += [(file, p.start, born, p.blocks, 0, p.chunk, p.chunk_block) for p in more]
-        former.add(chunk, file, born, FOREVER)
-        born_found.add(born)
-    conn.executemany(
-        "UPDATE extent SET blocks = ?, chunk = ?, chunk_block = ? WHERE file = ? AND start = ?",
-        changed,
-    )
-    conn.executemany("INSERT INTO extent VALUES (?, ?, ?, ?, ?, ?, ?)", added)
-    conn.executemany(_PUT_FORMER, former.rows())
-    return born_found
-
-
-def _repoint_past(conn: apsw.Connection, moved: Mapping[int, list[Moved]]) -> set[int]:
-    """Re-point rows of older states; return the births of those that changed."""
-    rows = conn.execute(
-        "SELECT file, start, born, died, blocks, chunk, chunk_block FROM extent_past"  # noqa: S608 - own words
-        f" WHERE {_AMONG}",
-        (json.dumps(list(moved)),),
-    )
-    changed, added, former = [], [], _Former()
-    born_found: set[int] = set()
-    for file, start, born, died, blocks, chunk, chunk_block in rows:
+    for file, start, blocks, chunk, chunk_block, born, *died in rows:
         first, *more = repointed(start, blocks, chunk, chunk_block, moved[chunk])
         if not more and first.chunk == chunk:
             continue
         changed.append((first.blocks, first.chunk, first.chunk_block, file, start, born))
-        added += [(file, p.start, born, died, p.blocks, 0, p.chunk, p.chunk_block) for p in more]
-        former.add(chunk, file, born, died)
+        added += [(file, p.start, born, *died, p.blocks, p.chunk, p.chunk_block) for p in more]
+        former.add(chunk, file, born, *died)
         born_found.add(born)
     conn.executemany(
-        "UPDATE extent_past SET blocks = ?, chunk = ?, chunk_block = ?"
+        f"UPDATE {table} SET blocks = ?, chunk = ?, chunk_block = ?"  # noqa: S608 - own words
         " WHERE file = ? AND start = ? AND born = ?",
         changed,
     )
-    conn.executemany("INSERT INTO extent_past VALUES (?, ?, ?, ?, ?, ?, ?, ?)", added)
+    conn.executemany(f"INSERT INTO {table} VALUES (?, ?, {marks}, ?, 0, ?, ?)", added)  # noqa: S608 - own words
     conn.executemany(_PUT_FORMER, former.rows())
     return born_found
 
@@ -311,7 +290,7 @@ class _Former:
     def __init__(self) -> None:
         self._spans: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def add(self, chunk: int, file: int, born: int, died: int) -> None:
+    def add(self, chunk: int, file: int, born: int, died: int = FOREVER) -> None:
         known = self._spans.get((chunk, file), (born, died))
         self._spans[chunk, file] = (min(known[0], born), max(known[1], died))
 
