@@ -109,7 +109,7 @@ async def measure(folder: Path, state: Path, size: int) -> None:
             line,
             Order(
                 source=source, job=f"job{number}", attempt=1, kind="express_full",
-                server="server", subject="blk.store.server.s", index_path=state / "known.db",
+                subject="blk.store.server.s", index_path=state / "known.db",
                 index_max_bytes=1 << 31,
             ),
             lambda: None,

@@ -40,7 +40,6 @@ class Site:
             "job": f"job{self.jobs}",
             "attempt": 1,
             "kind": "express_full",
-            "server": "server",
             "subject": "blk.store.server.s1",
             "index_path": self.index,
             "index_max_bytes": 1 << 30,

@@ -58,7 +58,6 @@ class Source1:
             job=f"job{self.jobs}",
             attempt=1,
             kind="express_full",
-            server=SERVER,
             subject=self.bus.subjects.blocks(STORE, SERVER, SOURCE),
             index_path=self.folder / "known.db",
             index_max_bytes=1 << 30,

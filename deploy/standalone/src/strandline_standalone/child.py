@@ -61,7 +61,6 @@ class Child:
     ) -> None:
         self.unit = unit
         self.pid = 0
-        self.restarts = 0
         self._inherited = inherited
         self._log = log
         self._tell = tell
@@ -112,7 +111,6 @@ class Child:
                 f"{self.name} {text}; starting it again in {delay_s(deaths):g} s"
                 + (f"; it last said: {last[0]}" if last else "")
             )
-            self.restarts += 1
             await self._wait_stopping(delay_s(deaths))
 
     async def _run_once(self) -> int:

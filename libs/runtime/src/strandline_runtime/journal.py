@@ -91,24 +91,7 @@ class Journal:
         or cancelled before it is refused, so that everybody can see it. One from the future leaves
         no trace.
         """
-        with self._lock:
-            refusal: Expired | CancelledBefore | Older | None = None
-            state: State = "accepted"
-            self._conn.execute("BEGIN IMMEDIATE")
-            try:
-                try:
-                    self._check(command, now_ns)
-                except (Expired, CancelledBefore, Older) as error:
-                    refusal = error
-                    state = "expired" if isinstance(error, Expired) else "cancelled"
-                job = _new_job(command, state, now_ns, refusal)
-                self._store(job, encode(command), now_ns)
-                self._keep_newest(command, now_ns)
-                self._prune(now_ns)
-                self._conn.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
+        job, refusal = self.on_database(lambda _: self._take(command, now_ns))
         if refusal is not None:
             raise refusal
         return job
@@ -191,6 +174,20 @@ class Journal:
             self._conn.close()
 
     # Inside a transaction, the lock held
+
+    def _take(self, command: Command, now_ns: int) -> tuple[Job, JobRefused | None]:
+        refusal: JobRefused | None = None
+        state: State = "accepted"
+        try:
+            self._check(command, now_ns)
+        except (Expired, CancelledBefore, Older) as error:
+            refusal = error
+            state = "expired" if isinstance(error, Expired) else "cancelled"
+        job = _new_job(command, state, now_ns, refusal)
+        self._store(job, encode(command), now_ns)
+        self._keep_newest(command, now_ns)
+        self._prune(now_ns)
+        return job, refusal
 
     def _check(self, command: Command, now_ns: int) -> None:
         newest = self._conn.execute(

@@ -124,7 +124,7 @@ def attributes_digest(inode: Inode) -> int:
     return int.from_bytes(blake3(encode(rest)).digest(length=8), "little") >> 1
 
 
-def row_of(inode: Inode, *, size: int, suspect: bool, changed: int, digests: int = 1) -> FileRow:
+def row_of(inode: Inode, *, size: int, suspect: bool, changed: int) -> FileRow:
     """Return the index's row for `inode`; `size` is st_size, which folders have too.
 
     A `suspect` file may change without its ctime telling: it is read again next time.
@@ -142,7 +142,7 @@ def row_of(inode: Inode, *, size: int, suspect: bool, changed: int, digests: int
         ctime_ns=0 if suspect else inode.ctime_ns,
         attributes=attributes_digest(inode),
         changed=changed,
-        digests=digests,
+        digests=1,
     )
 
 

@@ -46,7 +46,6 @@ class Order:
     job: str
     attempt: int
     kind: PointKind
-    server: str
     subject: str
     index_path: Path
     index_max_bytes: int
@@ -153,16 +152,16 @@ class _Job:
             self._kind = self._order.kind
             return
         if newest is None:
-            await asyncio.to_thread(self._index.clear, first_file=_fresh_id())
+            await asyncio.to_thread(self._index.clear)
             return
         self._kind = "check"
         self._progress_phase("reading the store")
-        await rebuild(StoreView(self._line, self._route.store, newest), self._index)
+        await rebuild(self._line, self._route.store, newest, self._index)
 
     async def _rebuild_from_newest(self) -> None:
         newest = await StoreView.newest(self._line, self._route.store, self._route.source)
         if newest is not None:
-            await rebuild(StoreView(self._line, self._route.store, newest), self._index)
+            await rebuild(self._line, self._route.store, newest, self._index)
 
     async def _merge_if_pending(self, point: RecoveryPoint) -> bool:
         """Merge the staged changes if `point` is what they became; tells whether it is."""
@@ -191,9 +190,7 @@ class _Job:
         await asyncio.to_thread(self._index.begin, parent + 1)
         outgoing = Outgoing(OUTGOING_BYTES)
         is_check = self._kind == "check"
-        view = StoreView(
-            self._line, self._route.store, None, source=self._route.source, number=parent
-        )
+        view = StoreView(self._line, self._route.store, self._route.source, parent)
         loop = asyncio.get_running_loop()
         readers = Readers(
             self._index,
@@ -317,8 +314,3 @@ async def _all_or_first_error(tasks: list[asyncio.Task[None]]) -> None:
             raise error
     if errors:
         raise errors[0]
-
-
-def _fresh_id() -> int:
-    """Return a file id above all that were given before: a million for each second since 1970."""
-    return int(time.time()) << 20

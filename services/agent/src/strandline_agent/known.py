@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,14 +214,14 @@ class KnownIndex:
             execute("DELETE FROM meta WHERE key = 'needs_check'")
             execute("COMMIT")
 
-    def clear(self, *, first_file: int) -> None:
-        """Forget everything; new files get ids from `first_file` on."""
+    def clear(self) -> None:
+        """Forget everything, but give no id again: new ids begin at 2^20 for each second so far."""
         with self._lock:
             self.abort()
             self._conn.execute("BEGIN IMMEDIATE")
             for table in ("file", "name", "digest", "meta"):
                 self._conn.execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own tables
-            self._next = max(first_file, self._next)
+            self._next = max(int(time.time()) << 20, self._next)
             self._put_meta("next_file", self._next)
             self._conn.execute("COMMIT")
 

@@ -14,14 +14,13 @@ import stat as stat_module
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from backports import zstd
 from blake3 import blake3
 
 from strandline_agent.asking import ask
+from strandline_agent.chunks import Compressor
 from strandline_agent.errors import AgentError
 from strandline_agent.known import PAGE_BLOCKS, KnownIndex
 from strandline_agent.line import Line
-from strandline_agent.read_files import COMPRESSION_LEVEL, compress
 from strandline_agent.rules import outermost
 from strandline_agent.walk import open_file, open_unnoticed
 from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES, ROOT
@@ -125,7 +124,7 @@ class Tree:
         self._paths = outermost(paths)
         self._file = 0
         self._fd = -1
-        self._compressor = zstd.ZstdCompressor(level=COMPRESSION_LEVEL)
+        self._compressor = Compressor()
 
     def close(self) -> None:
         """Close what is open."""
@@ -138,7 +137,7 @@ class Tree:
         plain = self._plain(lost)
         if plain is None or blake3(plain).digest() != lost.digest:
             return None
-        codec, data = compress(self._compressor, plain)
+        codec, data = self._compressor.stored(plain)
         return Chunk(lost.digest, len(plain), codec, memoryview(data))
 
     def _plain(self, lost: LostChunk) -> bytes | None:

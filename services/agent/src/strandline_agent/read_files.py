@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from itertools import islice
 
-from backports import zstd
 from blake3 import blake3
 
 from strandline_agent import linux
@@ -28,6 +27,7 @@ from strandline_agent.attributes import (
     row_of,
 )
 from strandline_agent.blocks import HOLE, blocks_of, changed_runs, digests
+from strandline_agent.chunks import Compressor
 from strandline_agent.errors import PipelineStopped
 from strandline_agent.known import PAGE_BLOCKS, FileRow, KnownIndex
 from strandline_agent.outgoing import ChunkOut, GoneInode, GoneName, Outgoing
@@ -35,8 +35,6 @@ from strandline_agent.packing import Packed, Packer, cut
 from strandline_contracts.points import (
     BLOCK_BYTES,
     BLOCK_DIGEST_BYTES,
-    CODEC_RAW,
-    CODEC_ZSTD,
     EXTENT_DATA,
     Extent,
     Issue,
@@ -53,7 +51,6 @@ STEP_BYTES = 1024 * 1024
 """What is read at once."""
 TRIES = 3
 RETRY_WAIT_S = 0.05
-COMPRESSION_LEVEL = 1
 
 PAGE_BYTES = PAGE_BLOCKS * BLOCK_BYTES
 _UNKNOWN = b"\xff" * BLOCK_DIGEST_BYTES
@@ -191,7 +188,7 @@ def data_runs(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 class Readers:
     """The threads that read; `read` hands them a file and waits while 64 are waiting.
 
-    `read_bytes`, `dirty_bytes`, `shipped_bytes` count plain bytes. With `offer` the chunks of new
+    `read_bytes` and `dirty_bytes` count plain bytes. With `offer` the chunks of new
     files are left to be offered to the store before they are compressed. `fetch` is asked for
     digests that the index does not have; without it such blocks are shipped.
     """
@@ -433,7 +430,7 @@ class _Worker:
         self._fetch = fetch
         self._buffer = memoryview(bytearray(STEP_BYTES))
         self._packer = Packer()
-        self._compressor = zstd.ZstdCompressor(level=COMPRESSION_LEVEL)
+        self._compressor = Compressor()
         self.read_bytes = 0
         self.dirty_bytes = 0
 
@@ -550,14 +547,8 @@ class _Worker:
         if self._offer and may_be_held:
             self._out.put(ChunkOut(digest, len(plain), None, bytes(plain), places))
         else:
-            codec, data = compress(self._compressor, plain)
+            codec, data = self._compressor.stored(plain)
             self._out.put(ChunkOut(digest, len(plain), codec, data, places))
-
-
-def compress(compressor: zstd.ZstdCompressor, plain: bytes | memoryview) -> tuple[int, bytes]:
-    """Return the codec and stored bytes of a chunk: raw when compressing does not make it less."""
-    data = compressor.compress(plain, zstd.ZstdCompressor.FLUSH_FRAME)
-    return (CODEC_ZSTD, data) if len(data) < len(plain) else (CODEC_RAW, bytes(plain))
 
 
 def _part(old: bytes | None, start: int, end: int) -> bytes | None:

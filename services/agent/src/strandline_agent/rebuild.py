@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from strandline_agent.attributes import row_of
 from strandline_agent.blocks import HOLE, blocks_of
 from strandline_agent.errors import AgentError
 from strandline_agent.known import PAGE_BLOCKS, FileRow, KnownIndex
+from strandline_agent.line import Line
 from strandline_agent.store_view import StoreView
 from strandline_contracts.errors import StrandlineError
-from strandline_contracts.points import BLOCK_DIGEST_BYTES, ROOT, Inode, Name
+from strandline_contracts.points import ROOT, Inode, Name, RecoveryPoint
 
 FOLDERS_PER_LIST = 256
 DIGEST_CALLS_IN_FLIGHT = 8
 FILES_PER_ROUND = 256
+_HOLES = HOLE * PAGE_BLOCKS
 
 
-async def rebuild(view: StoreView, index: KnownIndex) -> None:
-    """Make `index` mirror the recovery point of `view`, read from the store's own bytes.
+async def rebuild(line: Line, store: str, point: RecoveryPoint, index: KnownIndex) -> None:
+    """Make `index` mirror a recovery point, read from the store's own bytes.
 
     Blocks that the store cannot read are left unknown, so that they are shipped again.
     """
-    assert view.point is not None
-    first_file = int(time.time()) << 20
-    await asyncio.to_thread(index.clear, first_file=first_file)
+    view = StoreView(line, store, point.source, point.number)
+    await asyncio.to_thread(index.clear)
     root = await view.root()
     if root is None or root.type != "d":
         raise AgentError("the newest recovery point has no root folder", code="store.bad_answer")
@@ -35,7 +35,7 @@ async def rebuild(view: StoreView, index: KnownIndex) -> None:
     while files := await asyncio.to_thread(index.regular_files, after, FILES_PER_ROUND):
         after = files[-1].id
         await _fill_digests(view, index, files)
-    await asyncio.to_thread(index.set_mirrored, view.point.number, view.point.digest)
+    await asyncio.to_thread(index.set_mirrored, point.number, point.digest)
 
 
 async def _fill_tree(view: StoreView, index: KnownIndex) -> None:
@@ -71,8 +71,7 @@ async def _fill_digests(view: StoreView, index: KnownIndex, files: list[FileRow]
     for at in range(0, len(wanted), FILES_PER_ROUND):
         part = wanted[at : at + FILES_PER_ROUND]
         pages = await asyncio.gather(*(one(file, page) for file, page in part))
-        whole_holes = (HOLE * PAGE_BLOCKS)[: PAGE_BLOCKS * BLOCK_DIGEST_BYTES]
-        kept = [page for page in pages if not page[2] or not whole_holes.startswith(page[2])]
+        kept = [page for page in pages if not page[2] or not _HOLES.startswith(page[2])]
         await asyncio.to_thread(index.fill_pages, kept)
 
 

@@ -14,10 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from backports import zstd
-from blake3 import blake3
-
 from strandline_agent.asking import ask
+from strandline_agent.chunks import plain_of
 from strandline_agent.errors import PipelineStopped, RestoreFailed, RestoreRefused
 from strandline_agent.line import Line
 from strandline_agent.restore_plan import RestorePlan, list_tree, plan_roots
@@ -29,7 +27,6 @@ from strandline_contracts.points import (
     BLOCK_BYTES,
     CHUNK_BYTES,
     CODEC_RAW,
-    CODEC_ZSTD,
     EXTENT_DATA,
     EXTENT_ZERO,
     Extent,
@@ -124,12 +121,9 @@ class _Restore:
         self._line = line
         self._order = order
         self._plan = plan
-        self._view = StoreView(
-            line, order.store, None, source=order.source, number=order.point, grant=order.grant
-        )
+        self._view = StoreView(line, order.store, order.source, order.point, grant=order.grant)
         self._target = -1
         self._trees_lock = threading.Lock()
-        self._damaged: set[int] = set()
         self._files = 0
         self._bytes = 0
         self._total = 0
@@ -215,26 +209,18 @@ class _Restore:
             self._progress("making files")
 
     def _attempt(self, file: int, act: Callable[[], None]) -> bool:
-        """Make one entry; on a problem with it alone, note it and leave the entry out."""
-        self._check_stopped()
+        """Make one entry, as `_guarded` does."""
         self._files += 1
-        try:
-            try:
-                act()
-            except OSError as error:
-                raise problem(error) from error
-        except Problem as found:
-            self._plan.skip(file)
-            self._issue(self._plan.path(file), found.code, found.text)
-            return False
-        return True
+        return self._guarded(file, act)
 
     def _finish(self) -> None:
         tree = self._tree()
         plan = self._plan
         for parent, name, file in plan.links():
             path = plan.path(parent) + b"/" + name
-            self._note(path, partial(tree.make_link, parent, name, file))
+            found = self._problem(partial(tree.make_link, parent, name, file))
+            if found is not None:
+                self._issue(path, found.code, found.text)
         self._files = 0
         for folder in plan.folders(deepest_first=True):
             if folder.skip:
@@ -244,16 +230,6 @@ class _Restore:
                     self._attributes(node.file, partial(tree.finish_file, node))
             self._attributes(folder.file, partial(tree.finish_folder, folder))
             self._progress("setting attributes")
-
-    def _note(self, path: bytes, act: Callable[[], None]) -> None:
-        self._check_stopped()
-        try:
-            try:
-                act()
-            except OSError as error:
-                raise problem(error) from error
-        except Problem as found:
-            self._issue(path, found.code, found.text)
 
     def _attributes(self, file: int, act: Callable[[], list[str]]) -> None:
         self._check_stopped()
@@ -361,11 +337,9 @@ class _Restore:
         chunks = await self._ask_chunks([number])
         if not await loop.run_in_executor(threads, self._write_chunks, chunks, extents):
             return
-        for extent in extents[number]:
-            if extent.file not in self._damaged:
-                self._damaged.add(extent.file)
-                path = await asyncio.to_thread(self._plan.path, extent.file)
-                await self._tell(path, "damaged", "stored bytes do not match their digest")
+        for file in {extent.file for extent in extents[number]}:
+            path = await asyncio.to_thread(self._plan.path, file)
+            await self._tell(path, "damaged", "stored bytes do not match their digest")
 
     def _write_chunks(
         self, chunks: list[StoredChunk], extents: dict[int, list[Extent]]
@@ -390,14 +364,12 @@ class _Restore:
         return bad
 
     def _write(self, tree: TargetTree, extent: Extent, plain: memoryview) -> None:
-        self._check_stopped()
-
         def act() -> None:
             opened = tree.writable(extent.file)
             if opened is None:
                 return
             fd, size = opened
-            offset, length = inside(extent.start, extent.blocks, size, BLOCK_BYTES)
+            offset, length = inside(extent.start, extent.blocks, size)
             done = 0
             while done < length:
                 done += os.pwrite(fd, plain[done:length], offset + done)
@@ -408,7 +380,6 @@ class _Restore:
     def _allocate(self, zeros: list[Extent]) -> None:
         tree = self._tree()
         for extent in zeros:
-            self._check_stopped()
             self._guarded(extent.file, partial(self._allocate_one, tree, extent))
 
     def _allocate_one(self, tree: TargetTree, extent: Extent) -> None:
@@ -416,7 +387,7 @@ class _Restore:
         if opened is None:
             return
         fd, size = opened
-        offset, length = inside(extent.start, extent.blocks, size, BLOCK_BYTES)
+        offset, length = inside(extent.start, extent.blocks, size)
         if not length:
             return
         try:
@@ -428,15 +399,24 @@ class _Restore:
                 os.pwrite(fd, ZEROS[: offset + length - at], at)
         self._bytes += length
 
-    def _guarded(self, file: int, act: Callable[[], None]) -> None:
-        try:
-            try:
-                act()
-            except OSError as error:
-                raise problem(error) from error
-        except Problem as found:
+    def _guarded(self, file: int, act: Callable[[], None]) -> bool:
+        """Do `act`; on a problem with this file alone, note it and leave the file out."""
+        found = self._problem(act)
+        if found is not None:
             self._plan.skip(file)
             self._issue(self._plan.path(file), found.code, found.text)
+        return found is None
+
+    def _problem(self, act: Callable[[], None]) -> Problem | None:
+        """Do `act`; return what is wrong with this entry alone, if anything."""
+        self._check_stopped()
+        try:
+            act()
+        except Problem as found:
+            return found
+        except OSError as error:
+            return problem(error)
+        return None
 
     # Telling
 
@@ -478,20 +458,3 @@ def _grouped(part: int, extents: list[Extent]) -> list[_Group]:
             groups.append(_Group(list(chunks), chunks, zeros, cursor))
             chunks, zeros, size = {}, [], 0
     return groups
-
-
-def plain_of(chunk: StoredChunk) -> bytes | memoryview | None:
-    """Return the plain bytes of a stored chunk, None when they are not what its digest says."""
-    if not 0 < chunk.plain_bytes <= CHUNK_BYTES:
-        return None
-    plain: bytes | memoryview = chunk.data
-    if chunk.codec == CODEC_ZSTD:
-        try:
-            plain = zstd.ZstdDecompressor().decompress(chunk.data, max_length=CHUNK_BYTES + 1)
-        except zstd.ZstdError:
-            return None
-    elif chunk.codec != CODEC_RAW:
-        return None
-    if len(plain) != chunk.plain_bytes or blake3(plain).digest() != chunk.digest:
-        return None
-    return plain

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from strandline_agent.errors import HostileReplica
-from strandline_contracts.points import ROOT, Inode, Name
+from strandline_contracts.points import BLOCK_BYTES, ROOT, Inode, Name
 
 MAX_NAME_BYTES = 255
 MAX_TARGET_BYTES = 4096
@@ -62,9 +62,9 @@ def select(paths: Collection[bytes]) -> list[list[bytes]]:
     return chosen
 
 
-def inside(start_block: int, blocks: int, size: int, block_bytes: int) -> tuple[int, int]:
+def inside(start_block: int, blocks: int, size: int) -> tuple[int, int]:
     """Return the bytes (offset, length) of an extent that lie in a file of `size` bytes."""
-    begin = start_block * block_bytes
+    begin = start_block * BLOCK_BYTES
     if start_block < 0 or blocks <= 0 or begin >= size:
         return 0, 0
-    return begin, min(size - begin, blocks * block_bytes)
+    return begin, min(size - begin, blocks * BLOCK_BYTES)

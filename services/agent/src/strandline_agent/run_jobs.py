@@ -66,7 +66,6 @@ class AgentJobs:
             job=command.job,
             attempt=context.attempt,
             kind=kind,
-            server=self._bus.instance,
             subject=subject,
             index_path=self._settings.index_path(source.id),
             index_max_bytes=self._settings.index_max_bytes,

@@ -8,15 +8,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from backports import zstd
 from blake3 import blake3
 
 from strandline_agent.asking import ask, pause_s
 from strandline_agent.blocks import blocks_of
+from strandline_agent.chunks import Compressor
 from strandline_agent.errors import ShippingFailed
 from strandline_agent.line import Line
 from strandline_agent.outgoing import ChunkOut, GoneInode, GoneName, Item, Outgoing, cost_bytes
-from strandline_agent.read_files import COMPRESSION_LEVEL, compress
 from strandline_contracts.codec import encode
 from strandline_contracts.errors import StrandlineError
 from strandline_contracts.points import CODEC_RAW, Extent, Inode, Issue, Name, RecoveryPoint
@@ -224,9 +223,9 @@ class Shipper:
         ]
 
     async def end(self, end: End) -> RecoveryPoint:
-        """Send what is left and the End; return the recovery point when it is durable.
+        """Send the End, after `flush`; return the recovery point when it is durable.
 
-        `seq` and `digest` of `end` are filled in here. Raises ShippingFailed.
+        Raises ShippingFailed.
         """
         self._end_seq = self._seq
         await self._publish(encode(end))
@@ -398,5 +397,5 @@ async def abort(line: Line, route: Route, reason: str) -> None:
 
 
 def _compressed(item: ChunkOut) -> ChunkOut:
-    codec, data = compress(zstd.ZstdCompressor(level=COMPRESSION_LEVEL), item.data)
+    codec, data = Compressor().stored(item.data)
     return item._replace(codec=codec, data=data)

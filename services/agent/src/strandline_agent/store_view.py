@@ -36,17 +36,15 @@ class StoreView:
         self,
         line: Line,
         store: str,
-        point: RecoveryPoint | None,
+        source: str,
+        number: int,
         *,
-        source: str = "",
-        number: int = 0,
         grant: bytes = b"",
     ) -> None:
         self.line = line
         self.store = store
-        self.point = point
-        self.source = point.source if point else source
-        self.number = point.number if point else number
+        self.source = source
+        self.number = number
         self.grant = grant
 
     @staticmethod
