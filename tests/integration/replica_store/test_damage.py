@@ -19,7 +19,12 @@ from strandline_contracts.policy import Source
 from strandline_contracts.reading import ReplicaPage, Replicas, ReplicaState
 from strandline_contracts.shipping import LostChunks, LostPage, Mend, Mended
 from strandline_contracts.subjects import EVENTS
-from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, path_of, scan
+from strandline_replica_store.files.segment import (
+    CHUNK_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    path_of,
+    survey,
+)
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import RemoteRefused
 from support.commands import make_command, signed
@@ -82,7 +87,8 @@ class Source1:
     def damage(self, *, upto: int = 1 << 62) -> int:
         """Flip a bit in each chunk with an id up to `upto`; return how many there were."""
         path = path_of(str(self.store.replica / "segments"), 1)
-        found = [(offset, head) for offset, head in scan(path) if head.id <= upto]
+        chunks = survey(path, SEGMENT_HEADER_BYTES, to_the_end=True)
+        found = [(each.offset, each.header) for each in chunks if each.header.id <= upto]
         with open(path, "r+b") as file:
             for offset, head in found:
                 at = offset + CHUNK_HEADER_BYTES + head.stored_bytes // 2

@@ -67,6 +67,10 @@ def events(replica: Replica) -> list[Any]:
     return [event for _, event in found]
 
 
+def missing(replica: Replica, digests: list[bytes]) -> Any:
+    return replica.on_database(lambda conn: index.missing(conn, digests))
+
+
 def files_below(folder: Path) -> dict[str, bytes]:
     """All truth of a replica: its segments and manifests."""
     return {
@@ -285,7 +289,7 @@ def test_a_held_chunk_is_not_stored_again(folder: Path) -> None:
     ship(replica, "j1", one_file("j1", b"same" * 1000))
     before = os.path.getsize(folder / "segments" / "00000001.sls")
     known = chunk(b"same" * 1000 + bytes(96))
-    assert replica.missing([known.digest, b"\0" * 32]) == [1]
+    assert missing(replica, [known.digest, b"\0" * 32]) == [1]
     both = [known, msgspec.structs.replace(known, data=None)]
     extents = [Extent(2, 0, 1, 0, 0, 0), Extent(2, 1, 1, 0, 1, 0)]
     ship(replica, "j2", [batch("j2", 0, chunks=both, extents=extents, inodes=[inode(2, 8192)])])
@@ -517,7 +521,7 @@ def test_damage_is_found_told_once_and_repaired_by_the_same_bytes(folder: Path) 
         reader.chunks([1, 2], 1 << 20)
     assert content(folder, 1, 3) == good
     assert reader.block_digests(1, 2, 0, 1).digests == UNREADABLE_DIGEST
-    assert replica.missing([blake3(bad).digest(), blake3(good).digest()]) == [0]
+    assert missing(replica, [blake3(bad).digest(), blake3(good).digest()]) == [0]
     # A check that ships the bytes again makes every point whole that needs them.
     messages = [batch("j2", 0, chunks=[chunk(bad)], extents=[extents[0]])]
     replica.open_job(SERVER, open_of(replica, "j2", kind="check"))

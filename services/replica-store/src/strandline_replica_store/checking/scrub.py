@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
@@ -77,7 +77,7 @@ class Verified(NamedTuple):
 
 
 class Scrub:
-    """Scrubs one replica after the other as it is told to; `on_change` hears of new events."""
+    """Scrubs one replica after the other as it is told to."""
 
     def __init__(
         self,
@@ -85,13 +85,11 @@ class Scrub:
         pace: Pace,
         *,
         days: float,
-        on_change: Callable[[str], None] = lambda _: None,
         slice_s: float = SLICE_S,
     ) -> None:
         self._store = store
         self._pace = pace
         self._days = days
-        self._on_change = on_change
         self._slice_s = slice_s
         self._looked_at_ns: dict[str, int] = {}
 
@@ -101,10 +99,7 @@ class Scrub:
         Cancelled, it stops before it reads on. Raises StoreError.
         """
         stop = threading.Event()
-        try:
-            await to_its_end(asyncio.to_thread(self.work, source, stop), stop.set)
-        finally:
-            self._on_change(source)
+        await to_its_end(asyncio.to_thread(self.work, source, stop), stop.set)
 
     def work(self, source: str, stop: threading.Event) -> None:
         """Do the same, blocking, until `stop` is set. Raises StoreError."""

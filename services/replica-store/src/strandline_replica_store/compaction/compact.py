@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import apsw
 
-from strandline_contracts.points import BLOCK_BYTES
+from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES
 from strandline_replica_store.compaction import liveness
 from strandline_replica_store.compaction.gathering import (
     Run,
-    Window,
     crumbs,
     deaths,
     filled,
@@ -299,30 +298,30 @@ class _Compaction:
             file, start = rows[-1][:2]
 
     def _worth_gathering(
-        self, batch: Sequence[Window], chosen: frozenset[int], *, also_scattered: bool
+        self, batch: Sequence[list[Run]], chosen: frozenset[int], *, also_scattered: bool
     ) -> Iterator[list[Run]]:
         inside = self._chunks_in(batch, chosen)
         looked_at = [
             window
             for window in batch
-            if (also_scattered and len(window.runs) > 1)
-            or not inside.isdisjoint(run.chunk for run in window.runs)
+            if (also_scattered and len(window) > 1)
+            or not inside.isdisjoint(run.chunk for run in window)
         ]
-        rows = rows_of(self._conn, {run.chunk for window in looked_at for run in window.runs})
+        rows = rows_of(self._conn, {run.chunk for window in looked_at for run in window})
         sparse = frozenset(
             chunk for chunk in inside if chunk in rows.uses and self._is_sparse(rows.uses[chunk])
         )
         left_out = _left_out(rows)
         for window in looked_at:
-            runs = without(window.runs, left_out)
+            runs = without(window, left_out)
             if is_worth_gathering(runs, rows.uses, sparse, also_scattered=also_scattered):
                 yield runs
 
-    def _chunks_in(self, batch: Sequence[Window], chosen: frozenset[int]) -> set[int]:
+    def _chunks_in(self, batch: Sequence[list[Run]], chosen: frozenset[int]) -> set[int]:
         """Return those chunks of the windows that lie in the chosen segments."""
         if not chosen:
             return set()
-        chunks = {run.chunk for window in batch for run in window.runs}
+        chunks = {run.chunk for window in batch for run in window}
         rows = self._conn.execute(
             "SELECT id FROM chunk WHERE id IN (SELECT value FROM json_each(?))"
             " AND segment IN (SELECT value FROM json_each(?))",
@@ -371,10 +370,9 @@ class _Compaction:
     def _empty(self, pool: _Pool) -> int:
         """Make chunks of the blocks in the pool: the newest by file, others by their death."""
         moved_bytes = 0
-        at_once = self._limits.piece_bytes // BLOCK_BYTES
         for newest, runs in ((True, pool.newest()), (False, pool.past())):
             chunks = list(filled(runs))
-            per_step = max(at_once // 32, 1)
+            per_step = max(self._limits.piece_bytes // CHUNK_BYTES, 1)
             for first in range(0, len(chunks), per_step):
                 piece = chunks[first : first + per_step]
                 moved_bytes += self._step(self._mover.gather, piece, newest=newest)

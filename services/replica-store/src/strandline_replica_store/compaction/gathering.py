@@ -53,17 +53,6 @@ class Moved(NamedTuple):
     chunk_block: int
 
 
-class Window(NamedTuple):
-    """The data blocks among CHUNK_BLOCKS of a file, counted from a multiple of that."""
-
-    file: int
-    runs: list[Run]
-
-    @property
-    def blocks(self) -> int:
-        return sum(run.blocks for run in self.runs)
-
-
 def is_too_large(survey: Survey, *, force: bool) -> bool:
     """Tell whether so much is dead that it is to be given back."""
     dead = survey.stored_bytes - survey.live_bytes
@@ -91,7 +80,7 @@ def victims(survey: Survey, fixed: frozenset[int], *, force: bool) -> list[int]:
     left = survey.stored_bytes
     goal = 0 if force else survey.live_bytes * LEFT_PERMILLE // 1000
     found = []
-    for number in sorted(survey.segments, key=lambda n: _dead_permille(survey.segments[n])):
+    for number in sorted(survey.segments, key=lambda n: -_dead_permille(survey.segments[n])):
         use = survey.segments[number]
         worth = use.dead_bytes * 1000 > use.stored_bytes * (0 if force else SEGMENT_DEAD_PERMILLE)
         if number in fixed or not worth:
@@ -115,7 +104,7 @@ def crumbs(survey: Survey, fixed: frozenset[int], small_bytes: int) -> list[int]
 
 
 def _dead_permille(use: SegmentUse) -> int:
-    return -use.dead_bytes * 1000 // max(use.stored_bytes, 1)
+    return use.dead_bytes * 1000 // max(use.stored_bytes, 1)
 
 
 def is_sparse(use: ChunkUse, *, force: bool) -> bool:
@@ -127,10 +116,13 @@ def is_sparse(use: ChunkUse, *, force: bool) -> bool:
 # The newest state
 
 
-def windows(rows: Iterable[Sequence[int]]) -> Iterator[Window]:
-    """Cut rows (file, start, blocks, chunk, chunk_block), in this order, in windows."""
-    for (file, _), pieces in groupby(_at_edges(rows), key=lambda piece: piece[0]):
-        yield Window(file, joined(run for _, run in pieces))
+def windows(rows: Iterable[Sequence[int]]) -> Iterator[list[Run]]:
+    """Yield windows of rows (file, start, blocks, chunk, chunk_block), which come in this order.
+
+    One holds the data blocks among CHUNK_BLOCKS of a file, counted from a multiple of that.
+    """
+    for _, pieces in groupby(_at_edges(rows), key=lambda piece: piece[0]):
+        yield joined(run for _, run in pieces)
 
 
 def _at_edges(rows: Iterable[Sequence[int]]) -> Iterator[tuple[tuple[int, int], Run]]:

@@ -84,8 +84,6 @@ class Survey:
     segments: dict[int, SegmentUse] = field(default_factory=dict)
     newest_bytes: int = 0
     touched_bytes: int = 0
-    live_blocks: int = 0
-    chunks: int = 0
 
     @property
     def stored_bytes(self) -> int:
@@ -129,8 +127,6 @@ def tally(
     """
     survey = Survey({number: SegmentUse(size) for number, size in sizes.items()})
     for use in uses:
-        survey.chunks += 1
-        survey.live_blocks += use.needed.bit_count()
         if use.newest:
             survey.touched_bytes += use.plain_blocks * BLOCK_BYTES
             survey.newest_bytes += use.newest.bit_count() * BLOCK_BYTES

@@ -225,22 +225,6 @@ class SegmentNumbers:
             return self._last
 
 
-def scan(path: str, start: int = SEGMENT_HEADER_BYTES) -> Iterator[tuple[int, ChunkHeader]]:
-    """Yield (offset, header) of each whole chunk from `start` on; end at the first that is not."""
-    with open(path, "rb", buffering=1024 * 1024) as file:
-        file.seek(start)
-        offset = start
-        while True:
-            head = file.read(CHUNK_HEADER_BYTES)
-            try:
-                header = parse_chunk_header(head)
-                check_stored(head + file.read(header.stored_bytes))
-            except Damaged:
-                return
-            yield offset, header
-            offset += CHUNK_HEADER_BYTES + header.stored_bytes
-
-
 class SegmentWriter:
     """Appends chunks to segments of its own; used by one thread at a time.
 

@@ -68,12 +68,6 @@ class Receiving(KeptPoints):
             retryable=bool(row.retryable),
         )
 
-    def missing(self, digests: Sequence[bytes]) -> list[int]:
-        """Return the positions of digests that the replica does not hold soundly."""
-        with self._working():
-            self._drop_rows_ahead()
-            return index.missing(self._conn, digests)
-
     def holds_chunks(self) -> bool:
         """Tell whether there is any chunk, staged ones included."""
         with self._working():

@@ -121,13 +121,12 @@ class Lane:
     async def open(self, server: str, request: Open) -> RecoveryPoint | OpenVerdict:
         """Open an attempt; messages of the one that it fences are dropped."""
         found = await self._receiver.run(self.replica.open_job, server, request)
-        if found in (OpenVerdict.FRESH, OpenVerdict.SAME):
+        if found is OpenVerdict.FRESH:
             row = await self._receiver.run(self.replica.job, request.job)
-            if found is OpenVerdict.FRESH:
-                fenced = self._take_held()
-                self._follow(row)
-                await self._settle(fenced)
-                self._log.info("job.opened", job=request.job, attempt=request.attempt)
+            fenced = self._take_held()
+            self._follow(row)
+            await self._settle(fenced)
+            self._log.info("job.opened", job=request.job, attempt=request.attempt)
         return found
 
     def _follow(self, row: JobRow | None) -> None:
