@@ -294,8 +294,7 @@ def _wrong_manifest(reader: Reader, number: int) -> str:
     except (Damaged, FileNotFoundError) as error:
         return f"manifest {number}: {error}"
     head = found.head
-    digest = head.replaces[0][1] if head.replaces else found.digest
-    if (head.number, digest) != own or (head.parent, head.parent_digest) != parent:
+    if (head.number, found.identity) != own or (head.parent, head.parent_digest) != parent:
         return f"manifest {number} is not the one that was committed"
     return ""
 

@@ -237,7 +237,7 @@ _OTHER_COPIES = (
 
 
 class ChunkRow(NamedTuple):
-    """Where a chunk lies; fields as in the table, `prefix` left out."""
+    """Where a chunk lies: the table's columns in their order, but for `prefix`, `staged`, `bad`."""
 
     id: int
     digest: bytes
@@ -318,6 +318,14 @@ def newest_point(conn: apsw.Connection) -> RecoveryPoint | None:
     """Return the newest recovery point, None if there is none."""
     row = conn.execute("SELECT record FROM point ORDER BY number DESC LIMIT 1").fetchone()
     return decode(row[0], RecoveryPoint) if row else None
+
+
+def point(conn: apsw.Connection, number: int) -> RecoveryPoint:
+    """Return a recovery point; raise Damaged when there is no such."""
+    row = conn.execute("SELECT record FROM point WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        raise Damaged(f"the index does not know recovery point {number}")
+    return decode(row[0], RecoveryPoint)
 
 
 # Applying a manifest
@@ -544,15 +552,15 @@ def apply_manifest(
     conn: apsw.Connection, manifest: Manifest, deltas: Iterable[Delta]
 ) -> RecoveryPoint:
     """Add a recovery point to the index; the caller holds the transaction."""
-    point = manifest.point()
-    applier = Applier(conn, point.number)
+    made = manifest.point()
+    applier = Applier(conn, made.number)
     for delta in deltas:
         applier.apply(delta)
     conn.execute(
         "INSERT INTO point VALUES (?, ?, ?, ?)",
-        (point.number, point.digest, point.job, encode(point)),
+        (made.number, made.digest, made.job, encode(made)),
     )
-    return point
+    return made
 
 
 # Dropping recovery points
@@ -579,18 +587,10 @@ def drop_points(
     follows as it is now. The caller holds the transaction.
     """
     conn.executemany("DELETE FROM point WHERE number = ?", ((gone,) for gone in dropped))
-    point = decode(_record(conn, number), RecoveryPoint)
-    digest = decode(_record(conn, parent), RecoveryPoint).digest if parent else b""
-    point = msgspec.structs.replace(point, parent=parent, parent_digest=digest)
-    conn.execute("UPDATE point SET record = ? WHERE number = ?", (encode(point), number))
-    return point
-
-
-def _record(conn: apsw.Connection, number: int) -> bytes:
-    row = conn.execute("SELECT record FROM point WHERE number = ?", (number,)).fetchone()
-    if row is None:
-        raise Damaged(f"the index does not know recovery point {number}")
-    return bytes(row[0])
+    digest = point(conn, parent).digest if parent else b""
+    changed = msgspec.structs.replace(point(conn, number), parent=parent, parent_digest=digest)
+    conn.execute("UPDATE point SET record = ? WHERE number = ?", (encode(changed), number))
+    return changed
 
 
 def useless_rows(conn: apsw.Connection, table: str) -> Iterator[list[tuple[Any, ...]]]:

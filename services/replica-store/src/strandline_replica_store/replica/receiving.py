@@ -28,11 +28,11 @@ from strandline_replica_store.files import durable, manifest, segment
 from strandline_replica_store.files.manifest import Head, ManifestWriter, Tail
 from strandline_replica_store.replica import index
 from strandline_replica_store.replica.kept_points import KeptPoints
-from strandline_replica_store.replica.rules import JobRow, OpenVerdict, judge_open
+from strandline_replica_store.replica.rules import JobRow, OpenVerdict, as_parent, judge_open
 from strandline_replica_store.replica.staging import Group, Stager
 
-KEPT_JOBS = 16
 MAX_LABEL_CHARS = 256
+KEPT_JOBS = 16
 """So many jobs' ends are remembered for those who ask late; committed ones by their point."""
 
 
@@ -240,7 +240,7 @@ class Receiving(KeptPoints):
             raise BadDelta(f"{end.seq} batches were sent, {row.durable} came")
         if end.digest != self._batches.digest():
             raise BadDelta("the batches that came are not those that were sent")
-        newest = (self._newest.number, self._newest.digest) if self._newest else (0, b"")
+        newest = as_parent(self._newest)
         if newest != (row.parent, row.parent_digest):
             raise ParentMoved(f"recovery point {newest[0]} is the newest, not {row.parent}")
 

@@ -17,6 +17,7 @@ from strandline_contracts.points import RecoveryPoint
 from strandline_replica_store.errors import Damaged
 from strandline_replica_store.files import durable, manifest
 from strandline_replica_store.replica import index, recovery
+from strandline_replica_store.replica.rules import as_parent
 from strandline_runtime.logs import logger
 
 TAKEN_OVER = ("outbox_numbers", "outbox", "job", "batch", "meta", "verified")
@@ -82,7 +83,7 @@ def apply(
 def check_next(path: str, number: int, newest: RecoveryPoint | None) -> manifest.Manifest:
     """Return the manifest of point `number`, which is to follow `newest`; raise Damaged."""
     found = manifest.check(path)
-    before = (newest.number, newest.digest) if newest else (0, b"")
+    before = as_parent(newest)
     head = found.head
     if (head.parent, head.parent_digest, head.number) != (*before, number):
         raise Damaged(f"manifest {number} does not follow recovery point {before[0]}")

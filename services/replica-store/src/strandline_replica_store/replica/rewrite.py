@@ -20,7 +20,7 @@ from strandline_contracts.points import BLOCK_BYTES, EXTENT_HOLE, Extent, Inode,
 from strandline_replica_store.errors import Damaged
 from strandline_replica_store.files import durable, manifest
 from strandline_replica_store.files.manifest import ChunkName, Delta, Head, ManifestWriter, Tail
-from strandline_replica_store.replica import index
+from strandline_replica_store.replica import index, recovery
 from strandline_replica_store.replica.dropping import Step
 
 FRAME_PLAIN_BYTES = 512 * 1024
@@ -106,10 +106,10 @@ def write_all(folders: Folders, steps: Sequence[Step]) -> Iterator[Rewritten]:
 
 def _write(folders: Folders, conn: apsw.Connection, state: _State, step: Step) -> bool:
     """Write one manifest anew; return whether the one before was damaged."""
-    point = _point(conn, step.number)
-    parent_digest = _point(conn, step.parent).digest if step.parent else b""
+    point = index.point(conn, step.number)
+    parent_digest = index.point(conn, step.parent).digest if step.parent else b""
     path = manifest.path_of(folders.manifests, step.number)
-    damaged = _is_damaged(path)
+    damaged = not recovery.is_whole(folders.manifests, step.number)
     staged = manifest.path_of(folders.staging, step.number)
     writer = ManifestWriter.begin(staged, _head(point, step.parent, parent_digest))
     try:
@@ -130,21 +130,6 @@ def _write(folders: Folders, conn: apsw.Connection, state: _State, step: Step) -
         durable.remove(staged)
         raise
     return damaged
-
-
-def _point(conn: apsw.Connection, number: int) -> RecoveryPoint:
-    row = conn.execute("SELECT record FROM point WHERE number = ?", (number,)).fetchone()
-    if row is None:
-        raise Damaged(f"the index does not know recovery point {number}")
-    return decode(row[0], RecoveryPoint)
-
-
-def _is_damaged(path: str) -> bool:
-    try:
-        manifest.check(path)
-    except (Damaged, FileNotFoundError):
-        return True
-    return False
 
 
 def _set_aside(path: str, folder: str) -> None:

@@ -52,6 +52,11 @@ class OpenVerdict(Enum):
     """Another recovery point is the newest."""
 
 
+def as_parent(newest: RecoveryPoint | None) -> tuple[int, bytes]:
+    """Return number and digest by which what follows the newest recovery point names it."""
+    return (newest.number, newest.digest) if newest else (0, b"")
+
+
 def judge_open(
     request: Open,
     server: str,
@@ -74,8 +79,7 @@ def judge_open(
             f"attempt {request.attempt} of job {request.job} comes after {known.attempt}"
             f" ({known.state})"
         )
-    parent = (newest.number, newest.digest) if newest else (0, b"")
-    if (request.parent, request.parent_digest) != parent:
+    if (request.parent, request.parent_digest) != as_parent(newest):
         return OpenVerdict.MISMATCH
     if inconsistent and request.kind != "check":
         raise Inconsistent(f"the replica is inconsistent: {inconsistent}")
