@@ -169,10 +169,7 @@ class Mover:
         if any(plain.codec != CODEC_RAW for _, plain in parts):
             codec, stored = compressed(data)
         digest = blake3(data).digest()
-        header = segment.pack_chunk_header(
-            number, codec, len(data), digest, stored,
-            stored_digest=digest if codec == CODEC_RAW else None,
-        )  # fmt: skip
+        header = segment.pack_chunk_header(number, codec, len(data), digest, stored)
         where = writer.append(header, stored)
         return ChunkRow(number, digest, len(data), len(stored), codec, *where)
 
@@ -206,9 +203,8 @@ class Mover:
                 continue
             stored, _ = checked
             header = segment.pack_chunk_header(
-                row.id, row.codec, row.plain_bytes, row.digest, stored,
-                stored_digest=row.digest if row.codec == CODEC_RAW else None,
-            )  # fmt: skip
+                row.id, row.codec, row.plain_bytes, row.digest, stored
+            )
             copied.whole.append(Whole(row, *writer.append(header, stored)))
             copied.plain_bytes += row.plain_bytes
             if writer.pending_bytes > PENDING_BYTES:

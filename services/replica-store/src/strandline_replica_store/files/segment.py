@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from blake3 import blake3
 
-from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES
+from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES, CODEC_RAW
 from strandline_replica_store.errors import Damaged
 from strandline_replica_store.files import durable
 from strandline_replica_store.files.chunk_check import STORED_MAX_BYTES
@@ -92,11 +92,10 @@ def pack_chunk_header(
     plain_bytes: int,
     plain_digest: bytes,
     stored: bytes | memoryview,
-    *,
-    stored_digest: bytes | None = None,
 ) -> bytes:
-    """Return the 144 bytes that stand before `stored`, whose digest may be known already."""
-    stored_digest = stored_digest or blake3(stored).digest()
+    """Return the 144 bytes that stand before `stored`, whose plain digest was checked."""
+    # What is stored as it is has one digest.
+    stored_digest = plain_digest if codec == CODEC_RAW else blake3(stored).digest()
     header = _CHUNK.pack(
         _CHUNK_MAGIC, 1, codec, 0, 0, chunk, plain_bytes, len(stored), plain_digest, stored_digest
     )

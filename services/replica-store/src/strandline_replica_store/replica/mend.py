@@ -14,11 +14,10 @@ import apsw
 from strandline_contracts.events import DamageRepaired
 from strandline_contracts.points import BLOCK_BYTES
 from strandline_contracts.shipping import Chunk, LostChunk, LostPage
-from strandline_replica_store.files import segment
-from strandline_replica_store.files.chunk_check import check_chunk
 from strandline_replica_store.files.segment import SegmentWriter
 from strandline_replica_store.replica import index, tree
 from strandline_replica_store.replica.index import ChunkRow
+from strandline_replica_store.replica.staging import append_chunk
 
 MAX_LOST_IN_PAGE = 1024
 MAX_PIECES = 64
@@ -99,26 +98,10 @@ def append_lost(
     for chunk in chunks:
         if chunk.data is None:
             continue
-        bad = conn.execute(_BAD, (index.prefix_of(chunk.digest),))
-        ids = [number for number, plain, digest in bad if (digest, plain) == _known(chunk)]
-        if not ids:
-            continue
-        check_chunk(chunk.digest, chunk.plain_bytes, chunk.codec, chunk.data)
-        for number in ids:
-            if number in rows:
-                continue
-            header = segment.pack_chunk_header(
-                number, chunk.codec, chunk.plain_bytes, chunk.digest, chunk.data
-            )
-            place = segments.append(header, chunk.data)
-            rows[number] = ChunkRow(
-                number, chunk.digest, chunk.plain_bytes, len(chunk.data), chunk.codec, *place
-            )
+        for number, *known in list(conn.execute(_BAD, (index.prefix_of(chunk.digest),))):
+            if known == [chunk.plain_bytes, chunk.digest] and number not in rows:
+                rows[number] = append_chunk(segments, number, chunk)
     return list(rows.values())
-
-
-def _known(chunk: Chunk) -> tuple[bytes, int]:
-    return chunk.digest, chunk.plain_bytes
 
 
 def repaired(conn: apsw.Connection, chunk: int, by: str) -> DamageRepaired:

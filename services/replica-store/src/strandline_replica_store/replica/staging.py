@@ -12,8 +12,9 @@ from strandline_replica_store.errors import BadChunk, BadDelta, MissingChunk
 from strandline_replica_store.files import segment
 from strandline_replica_store.files.chunk_check import check_chunk
 from strandline_replica_store.files.manifest import ChunkName, Delta
-from strandline_replica_store.files.segment import SegmentWriter
+from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, SegmentWriter
 from strandline_replica_store.replica import index
+from strandline_replica_store.replica.index import ChunkRow
 from strandline_replica_store.replica.rules import JobRow, check_records, resolved_extents
 
 
@@ -21,7 +22,7 @@ class Group:
     """What a group of batches adds, before any of it is on the disk."""
 
     def __init__(self) -> None:
-        self.rows: list[index.ChunkRow] = []
+        self.rows: list[ChunkRow] = []
         self.ids: dict[bytes, tuple[int, int]] = {}
         self.deltas: list[Delta] = []
         self.digests: list[bytes] = []
@@ -92,18 +93,19 @@ class Stager:
 
     def _append(self, chunk: Chunk, number: int, group: Group) -> tuple[int, int]:
         """Append a chunk to the segments; a damaged one is written anew under its old id."""
-        assert chunk.data is not None
-        check_chunk(chunk.digest, chunk.plain_bytes, chunk.codec, chunk.data)
         self.next_chunk = max(self.next_chunk, number + 1)
-        header = segment.pack_chunk_header(
-            number, chunk.codec, chunk.plain_bytes, chunk.digest, chunk.data
-        )
-        where = self._segments.append(header, chunk.data)
-        stored_bytes = len(chunk.data)
-        group.rows.append(
-            index.ChunkRow(
-                number, chunk.digest, chunk.plain_bytes, stored_bytes, chunk.codec, *where
-            )
-        )
-        group.stored_bytes += len(header) + stored_bytes
-        return number, chunk.plain_bytes
+        row = append_chunk(self._segments, number, chunk)
+        group.rows.append(row)
+        group.stored_bytes += CHUNK_HEADER_BYTES + row.stored_bytes
+        return number, row.plain_bytes
+
+
+def append_chunk(segments: SegmentWriter, number: int, chunk: Chunk) -> ChunkRow:
+    """Append a shipped chunk under an id; raise BadChunk for bytes that are not its digest's."""
+    assert chunk.data is not None
+    check_chunk(chunk.digest, chunk.plain_bytes, chunk.codec, chunk.data)
+    header = segment.pack_chunk_header(
+        number, chunk.codec, chunk.plain_bytes, chunk.digest, chunk.data
+    )
+    place = segments.append(header, chunk.data)
+    return ChunkRow(number, chunk.digest, chunk.plain_bytes, len(chunk.data), chunk.codec, *place)
