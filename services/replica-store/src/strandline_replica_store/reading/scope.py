@@ -7,7 +7,6 @@ from itertools import chain, islice
 
 import apsw
 
-from strandline_contracts.points import ROOT
 from strandline_replica_store.errors import NotAllowed
 from strandline_replica_store.replica import tree
 
@@ -31,10 +30,11 @@ class Scope:
         self._above: dict[int, set[bytes]] = {}
         self._verdicts: dict[int, bool] = {}
         for path in paths:
-            steps = tree.resolve(conn, point, path)
-            if steps is None:
+            found = tree.resolve(conn, point, path)
+            if found is None:
                 continue
-            self._roots.add(tree.child(conn, point, *steps[-1]) or 0 if steps else ROOT)
+            steps, file = found
+            self._roots.add(file)
             for folder, name in steps:
                 self._above.setdefault(folder, set()).add(name)
 

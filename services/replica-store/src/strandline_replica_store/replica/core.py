@@ -32,6 +32,8 @@ from strandline_replica_store.replica.rules import JobRow
 from strandline_runtime import outbox
 
 _GENERATIONS = count()
+INCONSISTENT = "inconsistent"
+"""The key in `meta` of why a replica takes no express full."""
 RESERVE_BYTES = 256 * 1024 * 1024
 
 ABOUT = (
@@ -238,16 +240,11 @@ class ReplicaCore:
     def inconsistent(self) -> str:
         """Return why the replica is inconsistent, empty when it is not."""
         with self._working():
-            row = self._conn.execute("SELECT value FROM meta WHERE key = 'inconsistent'").fetchone()
-            return str(row[0]) if row else ""
+            return index.get_meta(self._conn, INCONSISTENT)
 
     def mark_inconsistent(self, reason: str) -> None:
         """Refuse express fulls until a consistency check has been committed."""
-        self.on_database(
-            lambda conn: conn.execute(
-                "INSERT OR REPLACE INTO meta VALUES ('inconsistent', ?)", (reason,)
-            )
-        )
+        self.on_database(lambda conn: index.put_meta(conn, INCONSISTENT, reason))
 
     @property
     def room_bytes(self) -> int:

@@ -14,7 +14,7 @@ from strandline_contracts.points import RecoveryPoint
 from strandline_replica_store.errors import Behind, Damaged, IndexDamaged, means_damage, translated
 from strandline_replica_store.files import durable, manifest
 from strandline_replica_store.replica import dropping, index, recovery, reindex, rewrite
-from strandline_replica_store.replica.core import ReplicaCore, at_once
+from strandline_replica_store.replica.core import INCONSISTENT, ReplicaCore, at_once
 from strandline_replica_store.replica.dropping import Step
 from strandline_replica_store.replica.rewrite import Rewritten
 from strandline_runtime import outbox
@@ -80,7 +80,7 @@ class KeptPoints(ReplicaCore):
         if self._job is None or self._job.job == point.job:
             conn.execute("DELETE FROM batch")
         if point.kind == "check":
-            conn.execute("DELETE FROM meta WHERE key = 'inconsistent'")
+            index.put_meta(conn, INCONSISTENT, "")
         outbox.record(
             conn,
             site=self.identity.site,

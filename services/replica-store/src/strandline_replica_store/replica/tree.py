@@ -48,28 +48,25 @@ def child(conn: apsw.Connection, point: int, parent: int, name: bytes) -> int | 
     return row[0] if row else None
 
 
-def resolve(conn: apsw.Connection, point: int, path: bytes) -> list[tuple[int, bytes]] | None:
-    """Return each (folder, name) from the root down to `path`, None when there is no such path.
-
-    The file of a path is that of its last step (`child`); the root has no steps.
-    """
+def resolve(
+    conn: apsw.Connection, point: int, path: bytes
+) -> tuple[list[tuple[int, bytes]], int] | None:
+    """Return each (folder, name) from the root down to `path` and the file there; None: no such."""
     steps: list[tuple[int, bytes]] = []
-    folder = ROOT
+    file = ROOT
     for name in filter(None, path.split(b"/")):
-        found = child(conn, point, folder, name)
+        found = child(conn, point, file, name)
         if found is None:
             return None
-        steps.append((folder, name))
-        folder = found
-    return steps
+        steps.append((file, name))
+        file = found
+    return steps, file
 
 
 def file_at(conn: apsw.Connection, point: int, path: bytes) -> int | None:
     """Return the file id of `path`, None when there is no such path."""
-    steps = resolve(conn, point, path)
-    if steps is None:
-        return None
-    return child(conn, point, *steps[-1]) if steps else ROOT
+    found = resolve(conn, point, path)
+    return found[1] if found is not None else None
 
 
 def entries(
