@@ -28,7 +28,7 @@ from strandline_replica_store.service.outboxes import Outboxes
 from strandline_replica_store.service.receive import Receiver
 from strandline_replica_store.store import way_out
 from strandline_replica_store.store.events import StoreEvents
-from strandline_replica_store.store.leases import LEASE_S, Leases
+from strandline_replica_store.store.leases import LEASE_S
 from strandline_replica_store.store.store import Store
 from strandline_runtime.assignments import read_assignment
 from strandline_runtime.consume import consume
@@ -172,9 +172,12 @@ async def main(service: Service[StoreSettings]) -> None:
 
 def _open_store(settings: StoreSettings, root: str) -> Store:
     store = Store(
-        root, name=settings.instance, site=settings.site, reserve_bytes=settings.reserve_bytes
+        root,
+        name=settings.instance,
+        site=settings.site,
+        reserve_bytes=settings.reserve_bytes,
+        lease_s=settings.lease_s,
     )
-    store.leases = Leases(lease_s=settings.lease_s)
     # Large sorts of the index spill to where there is room for replicas, not to /var/tmp.
     os.environ.setdefault("SQLITE_TMPDIR", root)
     try:

@@ -118,7 +118,7 @@ class Answers:
             # Of a purged source nothing counts that was read before.
             anew=bool(self._store.tombstones.purged_at_ns(asked.source)),
         )
-        await self._receiver.run(self._check_stands, source.id)
+        await self._receiver.run(self._store.deletions.check_stands, source.id)
         await self._receiver.run(self._store.create, source.id, source.name, source.type)
         lane = await self._receiver.lane(asked.source)
         found = await lane.open(server, asked)
@@ -134,10 +134,6 @@ class Answers:
             point=point,
             damaged=damaged,
         )
-
-    def _check_stands(self, source: str) -> None:
-        with translated():
-            self._store.deletions.check_stands(source)
 
     async def want(self, request: Request) -> Message:
         """Want -> Wanted."""

@@ -18,15 +18,7 @@ from strandline_contracts.errors import BadMessage, StrandlineError
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.shipping import End, Open, Waited
 from strandline_contracts.subjects import parse_blocks
-from strandline_replica_store.errors import (
-    BadDelta,
-    Behind,
-    Busy,
-    Deleted,
-    NoSuch,
-    StoreError,
-    translated,
-)
+from strandline_replica_store.errors import BadDelta, Behind, Busy, Deleted, NoSuch, StoreError
 from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.replica.rules import JobRow, OpenVerdict, Verdict, judge_message
 from strandline_replica_store.store.store import Store
@@ -149,7 +141,7 @@ class Lane:
     async def wait(self, job: str, attempt: int, seq: int, timeout_s: float) -> Waited:
         """Return how far an attempt has come once batch `seq` is durable or the time is over."""
         deadline = asyncio.get_running_loop().time() + timeout_s
-        while self._waits_for(job, attempt, seq):
+        while (row := self._open_row(job, attempt)) is not None and row.durable <= seq:
             left_s = deadline - asyncio.get_running_loop().time()
             if left_s <= 0:
                 break
@@ -157,23 +149,22 @@ class Lane:
                 await asyncio.wait_for(self._changed.wait(), left_s)
             except TimeoutError:
                 break
-        row = self._row
-        if row is not None and self.receives(row.server, job, attempt):
+        if (row := self._open_row(job, attempt)) is not None:
             # Answered here: while it commits, the replica itself answers nobody.
             return Waited(state="open", durable=row.durable)
         return await self._receiver.run(self.replica.waited, job, attempt)
 
     def receives(self, server: str, job: str, attempt: int) -> bool:
         """Tell whether this attempt of `server` is open."""
-        row = self._row
-        mine = (server, job, attempt, "open")
-        return row is not None and (row.server, row.job, row.attempt, row.state) == mine
+        row = self._open_row(job, attempt)
+        return row is not None and row.server == server
 
-    def _waits_for(self, job: str, attempt: int, seq: int) -> bool:
+    def _open_row(self, job: str, attempt: int) -> JobRow | None:
+        """Return the attempt that the lane follows if it is this one, and open."""
         row = self._row
         if row is None or (row.job, row.attempt, row.state) != (job, attempt, "open"):
-            return False
-        return row.durable <= seq
+            return None
+        return row
 
     async def abort(self, job: str, attempt: int, server: str, reason: str) -> Waited:
         """End an attempt for its agent."""
@@ -396,8 +387,7 @@ class Receiver:
 
     def _replica(self, source: str, to_receive: bool) -> Replica:
         if to_receive:
-            with translated():
-                self.store.deletions.check_stands(source)
+            self.store.deletions.check_stands(source)
         return self.store.replica(source)
 
     async def refuse(self, source: str, error: StoreError) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from strandline_replica_store.errors import Busy, Damaged, Deleted, Held
+from strandline_replica_store.errors import Busy, Damaged, Deleted, Held, translated
 from strandline_replica_store.files import checked_json
 
 WHOLE = 0
@@ -142,12 +142,13 @@ class DeletedFiles:
             raise Busy(f"deletes of source {source} are being carried out")
 
     def check_stands(self, source: str) -> None:
-        """Raise Deleted if the whole replica is deleted. Raises OSError.
+        """Raise Deleted if the whole replica is deleted. Raises DiskError.
 
-        A deleted.json that cannot be read deletes nothing: protection goes on.
+        A deleted.json that is damaged deletes nothing: protection goes on.
         """
         try:
-            whole = self.of(source).get(WHOLE)
+            with translated():
+                whole = self.of(source).get(WHOLE)
         except Damaged:
             return
         if whole is not None:

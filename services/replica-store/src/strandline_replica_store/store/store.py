@@ -33,7 +33,7 @@ from strandline_replica_store.replica.replica import (
     create,
 )
 from strandline_replica_store.store.deleted import DeletedFiles
-from strandline_replica_store.store.leases import Leases
+from strandline_replica_store.store.leases import LEASE_S, Leases
 from strandline_replica_store.store.purging import Tombstones
 
 MAX_OPEN_REPLICAS = 32
@@ -48,14 +48,20 @@ class Store:
     """Owns a root folder until `close`. Methods may be called from any thread, and block."""
 
     def __init__(
-        self, root: str, *, name: str, site: str, reserve_bytes: int = RESERVE_BYTES
+        self,
+        root: str,
+        *,
+        name: str,
+        site: str,
+        reserve_bytes: int = RESERVE_BYTES,
+        lease_s: float = LEASE_S,
     ) -> None:
         self.root = root
         self.name = name
         self.site = site
         self.now_ns: Callable[[], int] = time.time_ns
         """Gives the time of receipt of what comes."""
-        self.leases = Leases()
+        self.leases = Leases(lease_s=lease_s)
         self._reserve_bytes = reserve_bytes
         self._guard = threading.Condition()
         self._opening: set[str] = set()
@@ -159,8 +165,7 @@ class Store:
                 return
             if not self._replicas[source].busy and not self._lent[source]:
                 self._replicas.pop(source).close()
-                for reader in self._readers.pop(source, (0, []))[1]:
-                    reader.close()
+                self._close_readers(source)
         if len(self._replicas) + len(self._opening) >= MAX_OPEN_REPLICAS:
             raise Busy(f"{MAX_OPEN_REPLICAS} jobs are being received")
 
@@ -172,8 +177,11 @@ class Store:
     def forget_readers(self, source: str) -> None:
         """Close idle readers: they hold segments that are gone, and with them their room."""
         with self._guard:
-            for reader in self._readers.pop(source, (0, []))[1]:
-                reader.close()
+            self._close_readers(source)
+
+    def _close_readers(self, source: str) -> None:
+        for reader in self._readers.pop(source, (0, []))[1]:
+            reader.close()
 
     @contextmanager
     def reader(self, source: str) -> Iterator[Reader]:
@@ -227,8 +235,7 @@ class Store:
         with self._guard:
             while source in self._opening:
                 self._guard.wait()
-            for reader in self._readers.pop(source, (0, []))[1]:
-                reader.close()
+            self._close_readers(source)
             replica = self._replicas.pop(source, None)
             if replica is not None:
                 replica.close()
@@ -238,10 +245,8 @@ class Store:
     def close(self) -> None:
         """Close every replica and let go of the root."""
         with self._guard:
-            for _, readers in self._readers.values():
-                for reader in readers:
-                    reader.close()
-            self._readers.clear()
+            for source in list(self._readers):
+                self._close_readers(source)
             while self._replicas:
                 self._replicas.popitem()[1].close()
             os.close(self._lock_fd)
