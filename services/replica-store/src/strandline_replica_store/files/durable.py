@@ -1,4 +1,4 @@
-"""The few steps by which bytes reach the disk for good; nothing else in the store writes files.
+"""The few steps by which bytes reach the disk for good.
 
 After `sync` the bytes of a file survive a loss of power, after `sync_folder` so does its name.
 """

@@ -216,12 +216,9 @@ class Forgetting:
 
     def _with_damage(self, source: str, points: list[Point]) -> list[Point]:
         """Return the points, those that are known to be damaged marked so."""
-
-        def ranges(reader: Reader) -> set[tuple[int, int]]:
-            return {(born, died) for born, died in reader.conn.execute(_DAMAGED)}
-
         with self._store.reader(source) as reader, translated():
-            damaged = retention.damaged_points((p.number for p in points), ranges(reader))
+            ranges = {(born, died) for born, died in reader.conn.execute(_DAMAGED)}
+        damaged = retention.damaged_points((p.number for p in points), ranges)
         return [point._replace(damaged=point.number in damaged) for point in points]
 
     def _carry_out(self, source: str, deleted: set[int], expired: set[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """Takes a deleted replica away for good, so that a kill at any moment is only a pause.
 
 The rename to `replicas/.purged-<source>-<time>` is the moment from which it is gone. Whatever
-finds such a folder goes on: tombstone, event, files, folder.
+finds such a folder goes on: event, tombstone, files, folder.
 """
 
 from __future__ import annotations
