@@ -1,4 +1,4 @@
-"""Work whose threads use what its caller closes next is never left behind."""
+"""What is waited for: events, and work whose threads use what its caller closes next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from strandline_runtime.patience import to_its_end
+from strandline_runtime.patience import set_within, to_its_end
 
 
 async def test_it_returns_what_the_work_does_and_raises_what_it_raises() -> None:
@@ -30,3 +30,11 @@ async def test_a_cancelled_wait_stops_the_work_and_waits_for_its_end() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert ended.is_set()
+
+
+async def test_an_event_is_waited_for_so_long_at_most() -> None:
+    event = asyncio.Event()
+    assert not await set_within(event, 0.01)
+    asyncio.get_running_loop().call_later(0.01, event.set)
+    assert await set_within(event, 60)
+    assert await set_within(event, 0)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from strandline_runtime.patience import set_within
 from strandline_standalone.errors import UnitFailed
 from strandline_standalone.logfile import LogFile
 from strandline_standalone.restart import (
@@ -77,10 +78,7 @@ class Child:
     async def start(self, within_s: float) -> None:
         """Start it and return when it is ready for the first time, else raise UnitFailed."""
         self._task = asyncio.create_task(self._keep())
-        try:
-            async with asyncio.timeout(within_s):
-                await self._ready.wait()
-        except TimeoutError:
+        if not await set_within(self._ready, within_s):
             self._failure = f"was not ready after {within_s:g} s"
         if self._failure:
             lines = "\n  ".join(self._log.tail()) or "(it said nothing)"
@@ -111,7 +109,7 @@ class Child:
                 f"{self.name} {text}; starting it again in {delay_s(deaths):g} s"
                 + (f"; it last said: {last[0]}" if last else "")
             )
-            await self._wait_stopping(delay_s(deaths))
+            await set_within(self._stopping, delay_s(deaths))
 
     async def _run_once(self) -> int:
         """Run the process to its end, asked for or not, and return its code."""
@@ -158,13 +156,6 @@ class Child:
         while not await self.unit.is_ready(pid):  # noqa: ASYNC110 (another process's state)
             await asyncio.sleep(READY_POLL_S)
         self._ready.set()
-
-    async def _wait_stopping(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
 
     async def _end(self, process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
         process.send_signal(self.unit.stop_signal)

@@ -48,7 +48,7 @@ _SETTINGS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Account:
-    """The user that Postgres runs as; None of them all when it is our own."""
+    """The user that Postgres runs as."""
 
     name: str
     uid: int

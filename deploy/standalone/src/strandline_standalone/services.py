@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from strandline_contracts.names import Role
-from strandline_runtime.keys import make_credential, make_signing_seed, public_nkey
+from strandline_runtime.keys import make_credential, make_signing_seed
 from strandline_runtime.nats_conf import User, server_config
 from strandline_standalone.layout import Layout, make_private, write_private
 from strandline_standalone.options import Options
@@ -66,8 +66,7 @@ def make_keys(layout: Layout, servers: Sequence[str]) -> list[User]:
     users = []
     for role, instance in who:
         path = credential_path(layout, role, instance)
-        make_credential(path)
-        users.append(User(role, instance, public_nkey(path)))
+        users.append(User(role, instance, make_credential(path)))
     trusted = {
         make_signing_seed(signing_path(layout, authority)).hex(): authority
         for authority in ("operator", "scheduler")
@@ -84,7 +83,6 @@ def write_bus_config(layout: Layout, options: Options, users: Sequence[User], po
         users=users,
         port=port,
         store_dir=layout.nats,
-        server_name=f"strandline-{options.site}",
         max_store_bytes=options.nats.store_bytes,
     )
     write_private(path, text)

@@ -1,7 +1,7 @@
 """What is protected, where and how often: the documents of the policy bucket, each signed.
 
-Keys: `server.<server>` holds an Assignment, `group.<group>` a Group, `name.<hex of the label>` a
-NameEntry, `hold.<source>` a Hold. The bucket is the truth about policies (design §6).
+Keys: `server.<server>` holds an Assignment, `group.<hex of the name>` a Group, `name.<hex of the
+label>` a NameEntry, `hold.<source>` a Hold. The bucket is the truth about policies (design §6).
 """
 
 from __future__ import annotations

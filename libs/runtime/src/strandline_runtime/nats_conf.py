@@ -30,18 +30,13 @@ def server_config(
     users: Sequence[User],
     port: int,
     store_dir: Path,
-    host: str = "127.0.0.1",
-    server_name: str = "",
     max_payload_bytes: int = MAX_PAYLOAD_BYTES,
     max_store_bytes: int = 8 * 1024**3,
-    pid_file: Path | None = None,
-    log_file: Path | None = None,
-    sync_interval: str = "",
 ) -> str:
     """Return the text of a nats-server configuration.
 
-    `max_store_bytes` must hold the sum of the streams' limits. `sync_interval` ("always", "10s")
-    empty leaves the server's own: nothing is safe on the bus (design §3).
+    `max_store_bytes` must hold the sum of the streams' limits. When the server syncs its files is
+    left to it: nothing is safe on the bus (design §3).
     """
     jetstream = [
         f"store_dir: {_quoted(store_dir)}",
@@ -49,16 +44,12 @@ def server_config(
         f"max_file_store: {max_store_bytes}",
         "max_memory_store: 0",
     ]
-    if sync_interval:
-        jetstream.append(f"sync_interval: {_quoted(sync_interval)}")
     lines = [
-        f"server_name: {_quoted(server_name or f'strandline-{token(site)}')}",
-        f"listen: {_quoted(f'{host}:{port}')}",
+        f"server_name: {_quoted(f'strandline-{token(site)}')}",
+        f'listen: "127.0.0.1:{port}"',
         f"max_payload: {max_payload_bytes}",
         f"max_pending: {max(MAX_PENDING_BYTES, 8 * max_payload_bytes)}",
         'write_deadline: "20s"',
-        *([f"pid_file: {_quoted(pid_file)}"] if pid_file else []),
-        *([f"log_file: {_quoted(log_file)}"] if log_file else []),
         "jetstream {",
         *(f"  {line}" for line in jetstream),
         "}",

@@ -256,7 +256,7 @@ class RestorePlan:
                 return
             after = rows[-1][:2]
 
-    def names_of(self, file: int) -> int:
+    def count_names(self, file: int) -> int:
         """Return how many names a file has in the plan."""
         with self._lock:
             row = self._conn.execute("SELECT COUNT(*) FROM link WHERE file = ?", (file,)).fetchone()

@@ -203,7 +203,7 @@ class TargetTree:
         fd = os.open(node.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             links = os.fstat(fd).st_nlink
-            if links > 1 and links > self._plan.names_of(node.file):
+            if links > 1 and links > self._plan.count_names(node.file):
                 return ["somebody has put another file in its place"]
             return _finish(fd, node.type, node.inode)
         finally:

@@ -15,6 +15,7 @@ import asyncpg
 from strandline_catalog.errors import BadDsn, CatalogFault, DatabaseDown
 from strandline_catalog.migrate import SCHEMA, migrate, read_migrations
 from strandline_runtime.logs import logger
+from strandline_runtime.patience import set_within
 
 POOL_MAX_CONNECTIONS = 6
 CONNECT_TIMEOUT_S = 5.0
@@ -71,9 +72,7 @@ class Database:
                 self._doubt.clear()
                 if await self._works():
                     retry_s = FIRST_RETRY_S
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(LOOK_EVERY_S):
-                            await self._doubt.wait()
+                    await set_within(self._doubt, LOOK_EVERY_S)
                 elif not await self._open():
                     await asyncio.sleep(retry_s)
                     retry_s = min(retry_s * 2, LONGEST_RETRY_S)

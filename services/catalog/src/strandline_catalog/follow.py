@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 import asyncpg
@@ -20,6 +19,7 @@ from strandline_runtime.bus import Bus
 from strandline_runtime.consume import Delivery, consume
 from strandline_runtime.errors import BusError
 from strandline_runtime.logs import logger
+from strandline_runtime.patience import set_within
 
 BATCH_MESSAGES = 128
 STILL_AT_IT_S = 10.0
@@ -96,9 +96,7 @@ class Follower:
             except (DatabaseDown, BusError) as error:
                 self._log.warning("catalog.behind", code=error.code, error=error.message)
                 wait_s = RETRY_S
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._look.wait()
+            await set_within(self._look, wait_s)
 
     async def _catch_up(self) -> None:
         """Read what the database lacks if it, or the stream, is another than before."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from strandline_contracts.streams import EVENT_MAX_AGE_NS
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import BusError, RemoteRefused, Unreachable
 from strandline_runtime.logs import bind, logger
+from strandline_runtime.patience import set_within
 
 PAGE_POINTS = 1000
 PAGE_PAUSE_S = 0.05
@@ -107,9 +107,7 @@ class Reconciler:
                     whole = await self._round()
             except DatabaseDown as error:
                 self._log.warning("catalog.reconcile_waits", code=error.code, error=error.message)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S if whole else RETRY_S):
-                    await self._look.wait()
+            await set_within(self._look, LOOK_EVERY_S if whole else RETRY_S)
 
     def look(self) -> None:
         """There are new sources or gaps: begin a round soon."""

@@ -17,6 +17,7 @@ from strandline_contracts.subjects import POLICY_STREAM, policy_subject
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import BusError
 from strandline_runtime.logs import logger
+from strandline_runtime.patience import set_within
 
 REFRESH_S = 60.0
 SETTLE_S = 0.2
@@ -84,9 +85,7 @@ class SourceKeeper:
                 except (DatabaseDown, BusError) as error:
                     self._log.warning("catalog.sources_wait", code=error.code, error=error.message)
                     wait_s = RETRY_S
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):
-                        await self._look.wait()
+                await set_within(self._look, wait_s)
                 await asyncio.sleep(SETTLE_S)
         finally:
             with contextlib.suppress(BusError):

@@ -32,6 +32,7 @@ from strandline_contracts.policy import Source
 from strandline_contracts.subjects import NO_SOURCE
 from strandline_runtime.bus import patiently
 from strandline_runtime.errors import RemoteRefused, Unreachable
+from strandline_runtime.patience import set_within
 
 QUEUED_FOR_S = 24 * 3600
 """A target that is away may begin a job for so long; then the job has expired."""
@@ -206,10 +207,7 @@ async def wait_for_end(site: Site, sent: Sent) -> Job:
                 return job
             _check_expired(sent, watch)
             hint.clear()
-            try:
-                async with asyncio.timeout(ASK_EVERY_S):
-                    await hint.wait()
-            except TimeoutError:
+            if not await set_within(hint, ASK_EVERY_S):
                 _show(watch)
     finally:
         _clear()

@@ -28,6 +28,7 @@ from strandline_contracts.queries import JobList, Jobs
 from strandline_contracts.subjects import EVENTS
 from strandline_runtime.bus import Stored
 from strandline_runtime.errors import RemoteRefused, Unreachable
+from strandline_runtime.patience import set_within
 
 READ_EVERY_S = 5.0
 """How often a follower looks for itself, should a hint have been lost."""
@@ -156,11 +157,7 @@ async def _follow(site: Site, noun: str, show: Callable[[Event], None], *, from_
                 event = _event(stored)
                 if event is not None:
                     show(event)
-        try:
-            async with asyncio.timeout(READ_EVERY_S):
-                await hint.wait()
-        except TimeoutError:
-            continue
+        await set_within(hint, READ_EVERY_S)
 
 
 def _event(stored: Stored) -> Event | None:

@@ -14,6 +14,7 @@ from strandline_contracts.subjects import POLICY_STREAM, policy_subject
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import BusError
 from strandline_runtime.logs import bind, logger
+from strandline_runtime.patience import set_within
 from strandline_scheduler.cron import SECOND_NS
 from strandline_scheduler.errors import BadState
 from strandline_scheduler.occurrences import Key, Occurrence, Policies, Verb, due, next_ns, settle
@@ -128,9 +129,7 @@ class Scheduler:
             except BusError as error:
                 self._known = False
                 self._log.warning("scheduler.policies_unread", code=error.code, error=error.message)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLICY_REFRESH_S if self._known else RETRY_S):
-                    await self._hint.wait()
+            await set_within(self._hint, POLICY_REFRESH_S if self._known else RETRY_S)
             await asyncio.sleep(POLICY_SETTLE_S)
 
     async def _refresh(self) -> None:
@@ -160,9 +159,7 @@ class Scheduler:
         while not stop.is_set():
             self._wake.clear()
             whole = await self._emit_due()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._wait_s() if whole else RETRY_S):
-                    await self._wake.wait()
+            await set_within(self._wake, self._wait_s() if whole else RETRY_S)
 
     def _wait_s(self) -> float:
         now = self._now_ns()
