@@ -10,6 +10,9 @@ from __future__ import annotations
 from strandline_contracts.codec import Message, Record
 from strandline_contracts.points import Extent, Inode, Name, RecoveryPoint
 
+NO_SUCH = "store.no_such"
+"""The code with which a store refuses: a source that never shipped, a point, a file, a chunk."""
+
 
 class Points(Message, frozen=True, kw_only=True, tag="points"):
     """Ask for recovery points with numbers above `after`, at most `limit`, rising."""

@@ -19,7 +19,14 @@ from strandline_catalog.record import (
     put_replicas,
 )
 from strandline_contracts.errors import BadMessage, StrandlineError
-from strandline_contracts.reading import PointPage, Points, ReplicaPage, Replicas, ReplicaState
+from strandline_contracts.reading import (
+    NO_SUCH,
+    PointPage,
+    Points,
+    ReplicaPage,
+    Replicas,
+    ReplicaState,
+)
 from strandline_contracts.streams import EVENT_MAX_AGE_NS
 from strandline_runtime.bus import Bus
 from strandline_runtime.errors import BusError, RemoteRefused, Unreachable
@@ -38,8 +45,6 @@ MAX_PAGES = 100_000
 MAX_REPLICAS = 100_000
 REPLICAS_TIMEOUT_S = 30.0
 """A store opens each replica that it tells of."""
-NO_REPLICA = "store.no_such"
-"""The code with which a store refuses what concerns a replica that it does not have."""
 _TOLD_OF_STORED = frozenset({"point", "replica", "damage"})
 """Nouns of events about what stores hold: they can say what is so now."""
 
@@ -275,7 +280,7 @@ class Reconciler:
         try:
             return await self._bus.call("store", asked.store, "points", request, PointPage)
         except RemoteRefused as refused:
-            if refused.code != NO_REPLICA:
+            if refused.code != NO_SUCH:
                 raise
             # None was made yet, or it was deleted: there are no points.
             return PointPage(points=[], more=False)

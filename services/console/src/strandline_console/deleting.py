@@ -11,20 +11,12 @@ from typing import Any
 from strandline_console.commanding import ending, send, wait_for_end
 from strandline_console.documents import job_document
 from strandline_console.fate import Fate
-from strandline_console.moment import At
 from strandline_console.outcome import print_document
-from strandline_console.points import find_point
 from strandline_console.replicas import known_replica
 from strandline_console.site import Site
 from strandline_console.text import time_text
 from strandline_contracts.commands import Delete, Undelete
 from strandline_contracts.policy import Source
-
-
-async def check_points(site: Site, source: Source, points: Sequence[int]) -> None:
-    """Raise NoSuchThing unless the store has each of these recovery points."""
-    for number in points:
-        await find_point(site, source, At(number=number))
 
 
 async def delete(

@@ -8,8 +8,7 @@ from typing import Any
 from strandline_console.documents import time_document
 from strandline_console.errors import ConsoleError, WrongUse
 from strandline_console.fate import ALL
-from strandline_console.moment import At
-from strandline_console.points import find_point
+from strandline_console.points import check_points
 from strandline_console.site import Site, now_ns
 from strandline_contracts.policy import Hold, Source, hold_key
 
@@ -25,8 +24,7 @@ async def hold(site: Site, source: Source, points: Sequence[int], reason: str) -
 
     Raises NoSuchThing for a point that is not there.
     """
-    for number in points:
-        await find_point(site, source, At(number=number))
+    await check_points(site, source, points)
 
     def change(found: Hold | None) -> Hold:
         held = found.points if found is not None else []

@@ -8,7 +8,6 @@ import typer
 
 from strandline_console.arguments import Json, Name, Points, State, Yes, run
 from strandline_console.confirming import check_askable, confirm
-from strandline_console.deleting import check_points
 from strandline_console.deleting import delete as delete_points
 from strandline_console.deleting import undelete as undelete_points
 from strandline_console.documents import source_document
@@ -16,6 +15,7 @@ from strandline_console.holding import check_not_held, hold_document, hold_text
 from strandline_console.holding import hold as hold_points
 from strandline_console.holding import release as release_points
 from strandline_console.outcome import print_document
+from strandline_console.points import check_points
 from strandline_console.protecting import unprotect as unprotect_source
 from strandline_console.retention_of_group import show_all, show_retention
 from strandline_console.retention_rules import MAX_VALUE, parse_span

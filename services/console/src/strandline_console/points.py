@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from strandline_console.documents import point_document
@@ -15,14 +16,12 @@ from strandline_console.text import size_text, table, time_text
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.policy import Source
 from strandline_contracts.queries import PointAt, PointList, PointsOf
-from strandline_contracts.reading import PointPage, Points
+from strandline_contracts.reading import NO_SUCH, PointPage, Points
 from strandline_runtime.errors import RemoteRefused, Unreachable
 
 STORE_PAGE = 1000
 STORE_MAX_PAGES = 1000
 CATALOG_MAX_PAGE = 1000
-NO_REPLICA = "store.no_such"
-"""The store's word for a source that has never shipped anything."""
 
 
 async def show_points(site: Site, name: str, limit: int, before: int, *, as_json: bool) -> int:
@@ -122,9 +121,15 @@ async def _store_page(site: Site, source: Source, after: int, limit: int) -> Poi
     try:
         return await site.ask_store(source.store, "points", question, PointPage)
     except RemoteRefused as error:
-        if error.code == NO_REPLICA:
+        if error.code == NO_SUCH:
             return PointPage(points=[], more=False)
         raise
+
+
+async def check_points(site: Site, source: Source, points: Sequence[int]) -> None:
+    """Raise NoSuchThing unless the store has each of these recovery points."""
+    for number in points:
+        await find_point(site, source, At(number=number))
 
 
 async def find_point(site: Site, source: Source, at: At) -> RecoveryPoint:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import apsw
 
 from strandline_contracts.errors import StrandlineError
+from strandline_contracts.reading import NO_SUCH
 
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Plain, and as SQLite reports a quota or limit on its log (IOERR_WRITE) and its shared memory.
@@ -131,7 +132,7 @@ class Damaged(StoreError):
 class NoSuch(StoreError):
     """A source, recovery point, file or chunk that is not here."""
 
-    code = "store.no_such"
+    code = NO_SUCH
     hint = "List what there is with `strandline points NAME`."
 
 
