@@ -21,6 +21,7 @@ from strandline_replica_store.checking.scrub import Scrub
 from strandline_replica_store.checking.verify import Report, verify
 from strandline_replica_store.checking.verify_job import VerifyJob
 from strandline_replica_store.compaction.compact import compact
+from strandline_replica_store.errors import DiskError
 from strandline_replica_store.files import segment
 from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES
 from strandline_replica_store.pace import Pace
@@ -277,7 +278,7 @@ def test_other_errors_of_the_disk_are_no_damage(world: World) -> None:
     with (
         patch.object(os, "preadv", side_effect=error),
         patch.object(os, "pread", side_effect=error),
-        pytest.raises(OSError, match="Too many"),
+        pytest.raises(DiskError, match="Too many"),
     ):
         world.verify()
     assert world.bad() == set()

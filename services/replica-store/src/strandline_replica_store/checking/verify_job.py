@@ -12,7 +12,7 @@ from strandline_contracts.events import DamageFound
 from strandline_contracts.points import Issue, Totals
 from strandline_replica_store.checking.scrub import Round, mend_files, note_verified
 from strandline_replica_store.checking.verify import Cancelled, Report, verify
-from strandline_replica_store.errors import Damaged
+from strandline_replica_store.errors import Damaged, translated
 from strandline_replica_store.files import segment
 from strandline_replica_store.store.leases import SEGMENTS
 from strandline_replica_store.store.store import Store
@@ -65,7 +65,7 @@ class VerifyJob:
             on_progress(done_bytes)
 
         began_at_ns = self._store.now_ns()
-        with self._store.reader(source) as reader:
+        with self._store.reader(source) as reader, translated():
             # While the reader is lent the replica stays open.
             replica = self._store.replica(source)
             segments, newest = segment.numbers_in(replica.segments_folder), replica.newest
