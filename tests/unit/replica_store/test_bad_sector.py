@@ -6,7 +6,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,14 @@ from unittest.mock import patch
 
 import pytest
 
-from strandline_contracts.events import DamageFound, ReplicaVerified
+from strandline_contracts.events import DamageFound, DamageRepaired, ReplicaVerified
 from strandline_contracts.points import BLOCK_BYTES, CODEC_RAW, Extent, Name
 from strandline_replica_store.checking.scrub import Scrub
 from strandline_replica_store.checking.verify import Report, verify
 from strandline_replica_store.checking.verify_job import VerifyJob
 from strandline_replica_store.compaction.compact import compact
 from strandline_replica_store.errors import DiskError
-from strandline_replica_store.files import segment
+from strandline_replica_store.files import manifest, segment
 from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES
 from strandline_replica_store.pace import Pace
 from strandline_replica_store.reading.reader import DamagedChunk
@@ -271,6 +271,40 @@ def test_an_unreadable_header_of_a_segment_is_left_as_it_is(world: World) -> Non
     assert report.segment_headers == []
     assert [each.chunk for each in report.damages] == [world.rows()[0].id]
     assert Path(world.segment).read_bytes() == before
+
+
+@contextmanager
+def unreadable(path: str) -> Iterator[None]:
+    """Let reads of a manifest fail, until another file has its name."""
+    identity = os.stat(path)
+
+    def opened(name: str, *args: Any, **kwargs: Any) -> Any:
+        file = open(name, *args, **kwargs)  # noqa: SIM115 - as the open that it stands for
+        if os.path.samestat(os.fstat(file.fileno()), identity):
+            file.close()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return file
+
+    with patch.object(manifest, "open", opened, create=True):
+        yield
+
+
+@pytest.mark.parametrize("look", [World.verify, World.scrub])
+def test_an_unreadable_manifest_is_told_and_written_anew(
+    world: World, look: Callable[[World], object]
+) -> None:
+    ship(world.replica, "job2", one_file("job2", b"c" * BLOCK_BYTES, file=4, name=b"c"))
+    world.take_events()
+    path = manifest.path_of(world.replica.manifests_folder, 1)
+    with unreadable(path):
+        look(world)
+    told = world.take_events()
+    found = [event for event in told if isinstance(event, DamageFound)]
+    assert [(each.points, each.reason) for each in found] == [([1], "manifest 1 cannot be read")]
+    assert [event.by for event in told if isinstance(event, DamageRepaired)] == ["index"]
+    assert [event.damaged for event in told if isinstance(event, ReplicaVerified)] == [1]
+    assert world.verify().damages == []
+    assert content(Path(world.replica.folder), 2, A) == world.contents[A]
 
 
 def test_other_errors_of_the_disk_are_no_damage(world: World) -> None:

@@ -6,6 +6,7 @@ place in the chain, and that every chunk which an extent names is there.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -293,6 +294,10 @@ def _wrong_manifest(reader: Reader, number: int) -> str:
         found = manifest.check(manifest.path_of(os.path.join(reader.folder, "manifests"), number))
     except (Damaged, FileNotFoundError) as error:
         return f"manifest {number}: {error}"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return f"manifest {number} cannot be read"
     head = found.head
     if (head.number, found.identity) != own or (head.parent, head.parent_digest) != parent:
         return f"manifest {number} is not the one that was committed"

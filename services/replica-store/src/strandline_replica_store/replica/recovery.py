@@ -6,6 +6,7 @@ them it forgets (docs/formats/replica.md, "Recovery points and the moment of com
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -193,10 +194,17 @@ def unlink_leftovers(folder: str, found: Found) -> None:
 
 
 def is_whole(folder: str, number: int) -> bool:
-    """Tell whether the manifest of a recovery point is there and undamaged. Raises OSError."""
+    """Tell whether the manifest of a recovery point is there and undamaged. Raises OSError.
+
+    One that the disk cannot read is not whole: what the index knows is written anew elsewhere.
+    """
     try:
         manifest.check(manifest.path_of(folder, number))
     except (Damaged, FileNotFoundError):
+        return False
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
         return False
     return True
 
