@@ -24,6 +24,7 @@ _TYPES: dict[int, FileType] = {
     stat_module.S_IFBLK: "b",
     stat_module.S_IFCHR: "c",
 }
+_MAX = 2**63 - 1
 _NO_XATTRS = frozenset({errno.ENOTSUP, errno.ENODATA, errno.ENOENT, errno.EINVAL})
 
 
@@ -88,17 +89,27 @@ def make_inode(
         uid=stat.st_uid,
         gid=stat.st_gid,
         size=stat.st_size if type_ in "fl" else 0,
-        mtime_ns=stat.st_mtime_ns,
-        ctime_ns=stat.st_ctime_ns,
-        atime_ns=stat.st_atime_ns,
+        mtime_ns=_representable(stat.st_mtime_ns),
+        ctime_ns=_representable(stat.st_ctime_ns),
+        atime_ns=_representable(stat.st_atime_ns),
         birth_ns=birth_ns,
         fs=fs,
-        ino=stat.st_ino,
+        ino=index_ino(stat.st_ino),
         rdev=stat.st_rdev if type_ in "bc" else 0,
         target=target,
         xattrs=xattrs,
         changing=changing,
     )
+
+
+def index_ino(ino: int) -> int:
+    """Return an inode number as records and the index have it: 63 bits (overlayfs gives 64)."""
+    return ino & _MAX
+
+
+def _representable(time_ns: int) -> int:
+    """Return a time, or where it lies beyond 2262 the last one that 64 bits of nanoseconds have."""
+    return max(-_MAX, min(time_ns, _MAX))
 
 
 def attributes_digest(inode: Inode) -> int:
