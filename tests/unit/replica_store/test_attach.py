@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from strandline_contracts.errors import StrandlineError
+from strandline_replica_store.errors import Locked
 from strandline_replica_store.files import manifest
 from strandline_replica_store.store import attach
 from strandline_replica_store.store.store import Store
@@ -216,6 +217,40 @@ def test_a_folder_in_use_is_refused(root: Path, tmp_path: Path, brought: Path) -
         store.close()
     attach.copy(str(root), str(old / "replicas" / SOURCE))
     check_whole(root)
+
+
+@pytest.mark.parametrize("way", [attach.look, attach.copy, attach.move])
+def test_a_folder_in_use_is_refused_by_every_path_to_it(
+    way: Way, root: Path, tmp_path: Path, brought: Path
+) -> None:
+    """The running store may own the link that leads to the folder, or the folder itself."""
+    old = tmp_path / "old"
+    store = Store(str(old), name="store-1", site="hq")
+    mine, link = old / "replicas" / SOURCE, tmp_path / "link"
+    try:
+        mine.symlink_to(brought)
+        with pytest.raises(Locked):
+            way(str(root), str(mine))
+        mine.unlink()
+        shutil.copytree(brought, mine)
+        link.symlink_to(mine)
+        with pytest.raises(Locked):
+            way(str(root), str(link))
+    finally:
+        store.close()
+    assert os.listdir(root / "replicas") == []
+
+
+@pytest.mark.parametrize("way", [attach.copy, attach.move])
+def test_a_link_brings_what_it_leads_to(
+    way: Way, root: Path, tmp_path: Path, brought: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(brought)
+    way(str(root), str(link))
+    assert not replica_in(root).is_symlink()
+    check_whole(root)
+    assert brought.exists() == (way is attach.copy)
 
 
 def test_one_at_a_time(root: Path, brought: Path) -> None:

@@ -84,7 +84,9 @@ def look(root: str, folder: str) -> Found:
     target = _target(root, about)
     here = os.path.realpath(folder) == os.path.realpath(target)
     if not here:
-        _check_at_rest(folder)
+        # A store may own the link, or what it leads to.
+        for place in (os.path.abspath(folder), os.path.realpath(folder)):
+            _check_at_rest(place)
         if os.path.lexists(target):
             raise AlreadyHere(f"the store at {root} has a replica of source {about.source}")
     newest = _newest(folder, about)
@@ -130,6 +132,8 @@ def move(root: str, folder: str) -> Found:
     found = look(root, folder)
     if found.here:
         return found
+    # Never a link to it: the store would own what lies in somebody else's place.
+    folder = os.path.realpath(folder)
     replicas = os.path.join(root, "replicas")
     if os.stat(folder).st_dev != os.stat(replicas).st_dev:
         raise NotAllowed(f"{folder} lies on another disk than the store", hint="Leave out --move.")
@@ -139,7 +143,7 @@ def move(root: str, folder: str) -> Found:
             durable.remove(os.path.join(folder, name))
         shutil.rmtree(os.path.join(folder, "staging"), ignore_errors=True)
         _prepare(root, folder, found)
-        durable.rename(os.path.abspath(folder), _target(root, _about(folder)))
+        durable.rename(folder, _target(root, _about(folder)))
     return found
 
 
@@ -213,8 +217,8 @@ def _check_owner(root: str) -> None:
 
 
 def _check_at_rest(folder: str) -> None:
-    """Refuse a folder that lies in a store whose process runs."""
-    lock = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(folder))), "store.lock")
+    """Refuse a folder, given by its absolute path, that lies in a store whose process runs."""
+    lock = os.path.join(os.path.dirname(os.path.dirname(folder)), "store.lock")
     try:
         fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
