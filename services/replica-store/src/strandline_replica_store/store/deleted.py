@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -87,7 +88,8 @@ class DeletedFiles:
     def __init__(self, folder_of: Callable[[str], str]) -> None:
         self._folder_of = folder_of
         self._known: dict[str, dict[int, Deletion]] = {}
-        self._settling: set[str] = set()
+        self._settling: Counter[str] = Counter()
+        """How many carry out deletes of a source: housekeeping, and a person's command."""
         self.lock = threading.RLock()
 
     def of(self, source: str) -> dict[int, Deletion]:
@@ -129,12 +131,14 @@ class DeletedFiles:
         """Give whether `numbers` are deleted still; meanwhile nothing of it is taken back."""
         with self.lock:
             stands = set(numbers) <= self.of(source).keys()
-            self._settling.add(source)
+            self._settling[source] += 1
         try:
             yield stands
         finally:
             with self.lock:
-                self._settling.discard(source)
+                self._settling[source] -= 1
+                if not self._settling[source]:
+                    del self._settling[source]
 
     def check_settled(self, source: str) -> None:
         """Raise Busy while deletes of this source that are due are being carried out."""

@@ -1,0 +1,72 @@
+"""Forgetting while operators delete and take back, points come, and readers begin."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from strandline_replica_store.errors import Busy
+from strandline_replica_store.forgetting.forget import Forgetting
+from strandline_replica_store.replica import rewrite
+from strandline_replica_store.replica.dropping import Step
+from strandline_replica_store.replica.rewrite import Folders, Rewritten
+from strandline_replica_store.store.deleted import Deletion
+from strandline_replica_store.store.store import Store
+from support.replicas import SOURCE, leases_at_rest, made_up, ship
+
+POINTS = 3
+DUE = Deletion(deleted_at_ns=0, due_at_ns=1, job="d", by="operator-1")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(str(tmp_path / "store"), name="store-1", site="hq", reserve_bytes=0)
+    store.leases = leases_at_rest()
+    store.create(SOURCE, "data", "files")
+    for number in range(1, POINTS + 1):
+        ship(store.replica(SOURCE), f"j{number}", made_up(f"j{number}", number, 1))
+    yield store
+    store.close()
+
+
+def forgetting(store: Store, delay_ns: int = 0) -> Forgetting:
+    """Return a store's forgetting that has nobody to ask: its steps in threads need none."""
+    nobody = cast(Any, None)
+    return Forgetting(
+        store,
+        nobody,
+        nobody,
+        nobody,
+        delay_ns=delay_ns,
+        is_wanted_back=lambda _: False,
+        on_change=lambda _: None,
+    )
+
+
+def test_a_second_forget_lets_nobody_undelete_what_the_first_drops(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.deletions.put(SOURCE, {1: DUE})
+    began, go_on, real = threading.Event(), threading.Event(), rewrite.write_all
+
+    def slow(folders: Folders, steps: Sequence[Step]) -> Iterator[Rewritten]:
+        began.set()
+        assert go_on.wait(30)
+        yield from real(folders, steps)
+
+    monkeypatch.setattr(rewrite, "write_all", slow)
+    first = threading.Thread(target=forgetting(store)._carry_out, args=(SOURCE, {1}, set()))
+    first.start()
+    assert began.wait(30)
+    with pytest.raises(Busy):
+        forgetting(store)._carry_out(SOURCE, {1}, set())
+    with pytest.raises(Busy):
+        store.deletions.check_settled(SOURCE)
+    go_on.set()
+    first.join(30)
+    store.deletions.check_settled(SOURCE)
+    assert store.replica(SOURCE).points() == [2, 3]
