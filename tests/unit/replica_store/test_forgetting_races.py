@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from strandline_contracts.policy import Retention
 from strandline_replica_store.errors import Busy
 from strandline_replica_store.forgetting.forget import Forgetting
+from strandline_replica_store.forgetting.retention import DAY_NS, Policy
 from strandline_replica_store.replica import rewrite
 from strandline_replica_store.replica.dropping import Step
 from strandline_replica_store.replica.rewrite import Folders, Rewritten
@@ -70,3 +73,14 @@ def test_a_second_forget_lets_nobody_undelete_what_the_first_drops(
     first.join(30)
     store.deletions.check_settled(SOURCE)
     assert store.replica(SOURCE).points() == [2, 3]
+
+
+def test_a_delete_of_a_point_that_came_meanwhile_is_not_lost(store: Store) -> None:
+    forget = forgetting(store, 7 * DAY_NS)
+    before = forget._points(SOURCE)
+    # While the bus is asked for the policy a point comes, and an operator deletes it.
+    ship(store.replica(SOURCE), "j4", made_up("j4", 4, 1))
+    store.deletions.put(SOURCE, {4: DUE, 99: DUE})
+    policy = Policy(retention=Retention(days=7))
+    assert forget._drop(SOURCE, before, policy, time.time_ns(), False) == []
+    assert store.deletions.of(SOURCE) == {4: DUE}

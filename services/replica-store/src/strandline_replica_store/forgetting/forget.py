@@ -174,7 +174,7 @@ class Forgetting:
             deleted=bool(gone & deletions.keys()),
             force=force,
         ):
-            self._tidy(source, points)
+            self._tidy(source)
             return []
         gone = due_of(self._with_damage(source, points), now_ns)
         return self._carry_out(source, gone & deletions.keys(), gone - deletions.keys())
@@ -232,17 +232,21 @@ class Forgetting:
         if dropped:
             self._on_change(source)
             self._log.info("points.dropped", source=source, count=len(dropped), points=dropped[:20])
-            self._tidy(source, self._points(source))
+            self._tidy(source)
         return sorted(dropped)
 
-    def _tidy(self, source: str, points: Sequence[Point]) -> None:
+    def _tidy(self, source: str) -> None:
         """Forget deletes of points that are no more."""
         deletions = self._store.deletions
-        with deletions.lock, translated():
-            current = deletions.of(source)
-            there = {WHOLE, *(p.number for p in points if p.number in current)}
-            if not current.keys() <= there:
-                deletions.put(source, {n: each for n, each in current.items() if n in there})
+        # In this order: a point that comes and is deleted from here on is in neither.
+        known = deletions.of(source).keys() - {WHOLE}
+        if not known:
+            return
+        gone = known - {point.number for point in self._points(source)}
+        if gone:
+            with deletions.lock, translated():
+                current = deletions.of(source)
+                deletions.put(source, {n: each for n, each in current.items() if n not in gone})
 
     def _purge(self, source: str, now_ns: int) -> None:
         """Take a whole replica away, unless the delete was taken back meanwhile."""
