@@ -13,7 +13,7 @@ import pytest
 from strandline_contracts.policy import Retention
 from strandline_replica_store.errors import Busy
 from strandline_replica_store.forgetting.forget import Forgetting
-from strandline_replica_store.forgetting.retention import DAY_NS, Policy
+from strandline_replica_store.forgetting.retention import DAY_NS, Point, Policy
 from strandline_replica_store.replica import rewrite
 from strandline_replica_store.replica.dropping import Step
 from strandline_replica_store.replica.rewrite import Folders, Rewritten
@@ -84,3 +84,31 @@ def test_a_delete_of_a_point_that_came_meanwhile_is_not_lost(store: Store) -> No
     policy = Policy(retention=Retention(days=7))
     assert forget._drop(SOURCE, before, policy, time.time_ns(), False) == []
     assert store.deletions.of(SOURCE) == {4: DUE}
+
+
+def test_a_point_whose_reading_began_meanwhile_is_not_dropped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget = forgetting(store)
+    real = forget._with_damage
+
+    def while_somebody_reads(source: str, points: list[Point]) -> list[Point]:
+        store.leases.take(SOURCE, 1, "agent-web-1")
+        return real(source, points)
+
+    monkeypatch.setattr(forget, "_with_damage", while_somebody_reads)
+    policy = Policy(retention=Retention(last=1))
+    later_ns = time.time_ns() + 30 * DAY_NS
+    assert forget._drop(SOURCE, forget._points(SOURCE), policy, later_ns, True) == [2]
+    assert store.replica(SOURCE).points() == [1, 3]
+
+
+def test_a_deleted_point_that_is_read_goes_when_its_reader_has_gone(store: Store) -> None:
+    store.deletions.put(SOURCE, {1: DUE})
+    store.leases.take(SOURCE, 1, "agent-web-1")
+    forget = forgetting(store)
+    assert forget._carry_out(SOURCE, {1}, set()) == []
+    assert store.deletions.of(SOURCE) == {1: DUE}
+    store.leases.release(SOURCE, 1, "agent-web-1")
+    assert forget._carry_out(SOURCE, {1}, set()) == [1]
+    assert store.deletions.of(SOURCE) == {}

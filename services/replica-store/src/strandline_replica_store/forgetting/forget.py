@@ -226,14 +226,19 @@ class Forgetting:
         dropped: list[int] = []
         with self._store.deletions.settling(source, deleted) as stands:
             if deleted and stands and not self._is_wanted_back(source):
-                dropped += replica.drop(sorted(deleted), "deleted")
+                dropped += replica.drop(self._unread(source, deleted), "deleted")
         if expired:
-            dropped += replica.drop(sorted(expired), "retention")
+            dropped += replica.drop(self._unread(source, expired), "retention")
         if dropped:
             self._on_change(source)
             self._log.info("points.dropped", source=source, count=len(dropped), points=dropped[:20])
             self._tidy(source)
         return sorted(dropped)
+
+    def _unread(self, source: str, numbers: set[int]) -> list[int]:
+        """Return those of some points that nobody reads now: deciding may have taken minutes."""
+        leased = self._leases.leased_points(source)
+        return [] if leased is None else sorted(numbers - leased)
 
     def _tidy(self, source: str) -> None:
         """Forget deletes of points that are no more."""
