@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 
 from strandline_console.errors import WrongUse
 
@@ -39,20 +40,25 @@ def parse_at(text: str, local: tzinfo | None = None) -> At:
             f"neither a recovery point's number nor a time: {text!r}",
             hint="Use a number from `strandline points`, or a time such as 2026-01-31T18:30:00.",
         ) from error
+    clock = re.split(r"[T ]", text, maxsplit=1)
+    if len(clock) == 1:
+        # Its days may have 23 or 25 hours.
+        return At(time_ns=_whole_ns(moment + timedelta(days=1), local) - 1)
+    return At(time_ns=_whole_ns(moment, local) + _end_ns(clock))
+
+
+def _whole_ns(moment: datetime, local: tzinfo | None) -> int:
+    """Return the Unix time of `moment` without the fraction of its second."""
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=local) if local else moment.astimezone()
-    whole_ns = int(moment.replace(microsecond=0).timestamp()) * 1_000_000_000
-    return At(time_ns=whole_ns + _end_ns(text))
+    return int(moment.replace(microsecond=0).timestamp()) * 1_000_000_000
 
 
-def _end_ns(text: str) -> int:
-    """Return the last nanosecond that `text` names, counted from its whole second, minute or day.
+def _end_ns(clock: Sequence[str]) -> int:
+    """Return the last nanosecond that a date and time name, counted from the whole second.
 
     Read from the text: datetime ends at microseconds.
     """
-    clock = re.split(r"[T ]", text, maxsplit=1)
-    if len(clock) == 1:
-        return 86_400_000_000_000 - 1
     time = re.split(r"[+\-Z]", clock[1], maxsplit=1)[0]
     whole, _, fraction = time.replace(",", ".").partition(".")
     if fraction:

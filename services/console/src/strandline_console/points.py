@@ -149,6 +149,8 @@ async def find_point(site: Site, source: Source, at: At) -> RecoveryPoint:
     later = await points_after(site, source, known.number if known is not None else 0)
     fitting = [point for point in later if not at.time_ns or point.taken_at_ns <= at.time_ns]
     if fitting:
+        if not at.time_ns:
+            return fitting[-1]
         return max(fitting, key=lambda point: (point.taken_at_ns, point.number))
     if known is not None:
         return known

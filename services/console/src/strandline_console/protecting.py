@@ -60,7 +60,7 @@ async def protect(
     label(group)
     server = server or site.here()
     await _check_server(site, server)
-    absolute = [_absolute(path, here=site.is_here(server)) for path in paths]
+    absolute = [absolute_path(path, here=site.is_here(server)) for path in paths]
     if site.is_here(server):
         _check_own_state(site, absolute)
     entry = await _take_name(site, name, server)
@@ -176,7 +176,7 @@ def _with(sources: list[Source], changed: Source) -> list[Source]:
     return [source for source in sources if source.id != changed.id] + [changed]
 
 
-def _absolute(path: str, *, here: bool) -> bytes:
+def absolute_path(path: str, *, here: bool) -> bytes:
     """Return the absolute path as bytes; of this host's paths each must exist."""
     raw = os.fsencode(path)
     if not here:
@@ -187,6 +187,12 @@ def _absolute(path: str, *, here: bool) -> bytes:
             )
         return os.path.normpath(raw)
     absolute = os.path.abspath(raw)
+    if os.path.islink(absolute):
+        target = os.path.realpath(absolute)
+        raise WrongUse(
+            f"{path_text(absolute)} is a link to {path_text(target)}: only the link would be kept",
+            hint=f"Protect what it leads to: strandline protect {path_text(target)}",
+        )
     try:
         mode = os.stat(absolute).st_mode
     except OSError as error:
