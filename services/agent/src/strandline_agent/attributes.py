@@ -42,6 +42,11 @@ def through(folder: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%b" % (folder, name) if name else b"/proc/self/fd/%d" % folder
 
 
+def shown_xattr(name: bytes) -> str:
+    """Return the name of an extended attribute as text for people."""
+    return name.decode("utf-8", "replace")
+
+
 def read_xattrs(path: bytes | int) -> tuple[list[tuple[bytes, bytes]], list[str]]:
     """Return a file's extended attributes, ACLs among them, and what could not be read of them.
 
@@ -56,15 +61,18 @@ def read_xattrs(path: bytes | int) -> tuple[list[tuple[bytes, bytes]], list[str]
         return found, [] if error.errno in _NO_XATTRS else [f"xattrs: {error.strerror}"]
     size = 0
     for name in sorted(names):
+        shown = shown_xattr(os.fsencode(name))
         try:
             value = os.getxattr(path, name, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in _NO_XATTRS:
-                problems.append(f"xattr {name}: {error.strerror}")
+                problems.append(f"xattr {shown}: {error.strerror}")
             continue
         size += len(value) + len(name)
         if size > MAX_XATTRS_BYTES:
-            problems.append(f"xattr {name}: more than {MAX_XATTRS_BYTES} bytes in all")
+            problems.append(
+                f"xattr {shown}: more than {MAX_XATTRS_BYTES} bytes in all"
+            )
             break
         found.append((os.fsencode(name), value))
     return found, problems

@@ -80,7 +80,11 @@ class RestorePlan:
         return phase
 
     def enter(self, phase: Phase) -> None:
-        self._put("phase", phase)
+        """Begin a phase, durably: what one leaves behind is not what the one before expects."""
+        with self._lock:
+            self._conn.execute("PRAGMA synchronous = FULL")
+            self._put("phase", phase)
+            self._conn.execute("PRAGMA synchronous = NORMAL")
 
     @property
     def cursor(self) -> tuple[int, tuple[int, int, int]]:

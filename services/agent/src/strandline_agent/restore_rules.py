@@ -10,7 +10,8 @@ from collections.abc import Collection
 from strandline_agent.errors import HostileReplica
 from strandline_contracts.points import BLOCK_BYTES, ROOT, Inode, Name
 
-MAX_NAME_BYTES = 255
+MAX_NAME_BYTES = 1024
+"""Some file systems have names of 255 UTF-16 units, up to 765 bytes; most targets have not."""
 MAX_TARGET_BYTES = 4096
 MAX_SIZE_BYTES = 2**63 - 1
 

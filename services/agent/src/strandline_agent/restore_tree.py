@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from strandline_agent import linux
-from strandline_agent.attributes import through
+from strandline_agent.attributes import shown_xattr, through
 from strandline_agent.errors import RestoreFailed, RestoreRefused
 from strandline_agent.restore_plan import Node, RestorePlan
 from strandline_contracts.points import Inode
@@ -30,6 +30,7 @@ _NODES = {
     "b": stat_module.S_IFBLK,
     "c": stat_module.S_IFCHR,
 }
+_AS_OWNER = stat_module.S_ISUID | stat_module.S_ISGID
 _MANAGED_XATTRS = ("user.", "trusted.", "system.posix_acl_", "security.capability")
 
 
@@ -44,7 +45,7 @@ def open_target(to: bytes, *, overwrite: bool, resumed: bool) -> int:
         raise RestoreRefused(f"the target {shown!r} is not an absolute path")
     try:
         if not os.path.lexists(to):
-            os.mkdir(to, 0o700)
+            os.mkdir(to, 0o755)
         fd = os.open(to, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise RestoreRefused(
@@ -139,7 +140,8 @@ class TargetTree:
         node = self._expected.get(file) or self._plan.node(file)
         if node is None or node.skip or node.type != "f":
             return None
-        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        # Read as well: where a file system cannot allocate, the C library looks for what is zero.
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(node.name, flags, dir_fd=self.folder(node.parent))
         stat = os.fstat(fd)
         if not stat_module.S_ISREG(stat.st_mode) or stat.st_nlink != 1:
@@ -153,19 +155,14 @@ class TargetTree:
     # Making entries
 
     def make_folder(self, node: Node) -> None:
-        """Make a folder, open to nobody else. Raises OSError, Problem."""
-        if node.file == self._root:
-            _close_to_others(self._target)
-            return
-        parent = self.folder(node.parent)
-        try:
-            os.mkdir(node.name, 0o700, dir_fd=parent)
-        except FileExistsError:
-            stat = os.stat(node.name, dir_fd=parent, follow_symlinks=False)
-            if not stat_module.S_ISDIR(stat.st_mode):
-                os.unlink(node.name, dir_fd=parent)
-                os.mkdir(node.name, 0o700, dir_fd=parent)
-        _close_to_others(self.folder(node.file))
+        """Make a folder, open to nobody else. Raises OSError, Problem.
+
+        One that is only on the way to others is a plain one, or stays as it is when it is there.
+        """
+        if node.file != self._root:
+            _make_folder(self.folder(node.parent), node.name, 0o700 if node.inode else 0o755)
+        if node.inode is not None:
+            _close_to_others(self.folder(node.file))
 
     def make_file(self, node: Node, *, devices: bool) -> None:
         """Make what is no folder, without content and attributes. Raises OSError, Problem."""
@@ -211,11 +208,17 @@ class TargetTree:
 
     def finish_folder(self, node: Node) -> list[str]:
         """Give a folder its attributes, after everything in it; returns what could not be set."""
-        fd = self.folder(node.file)
-        if node.inode is None:
-            os.fchmod(fd, 0o755)
-            return []
-        return _finish(fd, "d", node.inode)
+        return [] if node.inode is None else _finish(self.folder(node.file), "d", node.inode)
+
+
+def _make_folder(parent: int, name: bytes, mode: int) -> None:
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+    except FileExistsError:
+        stat = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not stat_module.S_ISDIR(stat.st_mode):
+            os.unlink(name, dir_fd=parent)
+            os.mkdir(name, mode, dir_fd=parent)
 
 
 def _create(parent: int, node: Node, inode: Inode) -> None:
@@ -266,10 +269,15 @@ def _finish(fd: int, kind: str, inode: Inode) -> list[str]:
     stat = os.fstat(fd)
     if stat_module.S_IFMT(stat.st_mode) != _MODE_OF[kind]:
         return ["somebody has put another file in its place"]
+    mode = inode.mode
     if (stat.st_uid, stat.st_gid) != (inode.uid, inode.gid):
         _try(problems, "owner", lambda: os.chown(where, inode.uid, inode.gid))
+        if problems and mode & _AS_OWNER and kind == "f":
+            # It would run with the rights of whoever restores it.
+            mode &= ~_AS_OWNER
+            problems.append("mode: set-user-id and set-group-id are left out for another owner")
     _set_xattrs(where, inode, problems, follow=True)
-    _try(problems, "mode", lambda: os.chmod(where, inode.mode))
+    _try(problems, "mode", lambda: os.chmod(where, mode))
     _try(problems, "times", lambda: os.utime(where, ns=(inode.atime_ns, inode.mtime_ns)))
     return problems
 
@@ -307,12 +315,15 @@ def _set_xattrs(where: int | bytes, inode: Inode, problems: list[str], *, follow
     for name in present:
         # A default ACL of the folder above has been inherited: the file had none.
         if name.startswith(_MANAGED_XATTRS) and os.fsencode(name) not in wanted:
-            _try(problems, name, partial(os.removexattr, where, name, follow_symlinks=follow))
+            _try(
+                problems,
+                f"xattr {shown_xattr(os.fsencode(name))}",
+                partial(os.removexattr, where, name, follow_symlinks=follow),
+            )
     for key, value in wanted.items():
-        shown = os.fsdecode(key)
         _try(
             problems,
-            f"xattr {shown}",
+            f"xattr {shown_xattr(key)}",
             partial(os.setxattr, where, key, value, follow_symlinks=follow),
         )
 
