@@ -126,6 +126,10 @@ class Scan:
         for entry, old in found.changed:
             self._changed(folder, fd, entry, old)
         for entry, old in found.same_folders:
+            if old[1] in self._seen:
+                # It shows at another place too, which has taken its id: a new bind mount.
+                self._changed(folder, fd, entry, Known(*old))
+                continue
             self._seen.add(old[1])
             self._stack.append(self._walk.child(folder, entry, old[1], known=True))
         self._gone(folder, found.gone, {name for name, _ in bad})
@@ -184,6 +188,7 @@ class Scan:
         if (
             old is not None
             and not is_linked
+            and not (is_folder and old.file in self._seen)
             and (old.fs, old.ino, old.birth_ns) == (fs, stat.st_ino, birth_ns)
             and same_type(old.mode, stat.st_mode)
         ):

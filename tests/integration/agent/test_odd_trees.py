@@ -1,0 +1,89 @@
+"""Trees that show a thing twice, or that change in the middle of a walk."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from strandline_contracts.points import ROOT
+from support.agent_site import Site
+from support.trees import differences
+
+Mount = Callable[..., None]
+
+
+@pytest.fixture
+def mount() -> Iterator[Mount]:
+    """Mounts as `mount` does, its last argument being the place, until the test ends."""
+    places: list[str] = []
+
+    def do(*arguments: str | Path) -> None:
+        argv = ["mount", *map(str, arguments)]
+        subprocess.run(argv, check=True)
+        places.append(argv[-1])
+
+    yield do
+    for place in reversed(places):
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def ids(site: Site) -> dict[str, int]:
+    """Return the id of each path in the newest recovery point."""
+    state = site.store.states[len(site.store.points)]
+    found: dict[str, int] = {}
+
+    def collect(folder: int, path: str) -> None:
+        for (parent, name), file in state.names.items():
+            if parent == folder:
+                found[path + name.decode()] = file
+                collect(file, f"{path}{name.decode()}/")
+
+    collect(ROOT, "")
+    return found
+
+
+async def assert_restorable(site: Site) -> None:
+    out = f"out{len(site.store.points)}"
+    await site.back(out)
+    assert differences(site.src, site.folder / out) == ""
+
+
+def make_folders(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name / "sub").mkdir(parents=True)
+        (root / name / "sub" / "file").write_bytes(name.encode())
+
+
+@pytest.mark.root
+async def test_a_new_bind_mount_of_a_known_folder(site: Site, mount: Mount) -> None:
+    make_folders(site.src, "a", "z")
+    for name in ("0", "m", "zz"):
+        (site.src / name).mkdir()
+    await site.full()
+    before = set(ids(site))
+    for name in ("0", "m", "zz"):
+        mount("--bind", site.src / "a", site.src / name)
+    shown = {f"{name}{below}" for name in ("0", "m", "zz") for below in ("/sub", "/sub/file")}
+    for kind in ("express_full", "express_full", "check"):
+        shipped = await site.full(kind=kind)
+        assert shipped.issues == []
+        assert set(ids(site)) == before | shown
+        await assert_restorable(site)
+
+
+@pytest.mark.root
+async def test_bind_mounts_of_two_folders_in_each_other(site: Site, mount: Mount) -> None:
+    make_folders(site.src, "a", "z")
+    for name in ("a", "z"):
+        (site.src / name / "m").mkdir()
+    await site.full()
+    before = set(ids(site))
+    mount("--bind", site.src / "a" / "sub", site.src / "z" / "m")
+    mount("--bind", site.src / "z" / "sub", site.src / "a" / "m")
+    for kind in ("express_full", "express_full", "check"):
+        await site.full(kind=kind)
+        assert set(ids(site)) == before | {"a/m/file", "z/m/file"}
+        await assert_restorable(site)
