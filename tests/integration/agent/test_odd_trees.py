@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from strandline_agent import read_files, scan
 from strandline_contracts.points import ROOT
 from support.agent_site import Site
 from support.trees import differences
@@ -87,3 +91,42 @@ async def test_bind_mounts_of_two_folders_in_each_other(site: Site, mount: Mount
         await site.full(kind=kind)
         assert set(ids(site)) == before | {"a/m/file", "z/m/file"}
         await assert_restorable(site)
+
+
+async def test_a_file_that_moves_ahead_of_the_walk_is_read_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytearray(os.urandom(300_000))
+    for name in ("p", "q"):
+        (site.src / name).mkdir()
+        (site.src / name / name).write_bytes(content)
+    await site.full()
+    for name in ("p", "q"):
+        (site.src / name / name).write_bytes(b"before" + content)
+    scanned, read = scan.Scan._folder, read_files.Readers.read
+    handed: Counter[int] = Counter()
+    moved: list[str] = []
+
+    def folder(self: Any, found: Any) -> None:
+        scanned(self, found)
+        if found.name in (b"p", b"q") and not moved:
+            name = found.name.decode()
+            other = "q" if name == "p" else "p"
+            moved.append(f"{other}/{name}")
+            (site.src / name / name).rename(site.src / moved[0])
+            with (site.src / moved[0]).open("r+b") as file:
+                file.write(b"after")
+
+    def count(self: Any, task: Any) -> None:
+        handed[task.file] += 1
+        read(self, task)
+
+    monkeypatch.setattr(scan.Scan, "_folder", folder)
+    monkeypatch.setattr(read_files.Readers, "read", count)
+    known = ids(site)
+    await site.full()
+    assert set(handed.values()) == {1}
+    name = moved[0][-1]
+    assert ids(site)[moved[0]] == known[f"{name}/{name}"]
+    await site.full()
+    await assert_restorable(site)

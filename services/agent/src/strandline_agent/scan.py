@@ -144,7 +144,9 @@ class Scan:
         file, row = self._identify(stat, fs, birth_ns, old)
         is_folder = stat_module.S_ISDIR(stat.st_mode)
         is_linked = stat.st_nlink > 1 and not is_folder
-        if is_linked and file in self._seen:
+        if not is_folder and file in self._seen:
+            # Another name of it, or it was moved to where the walk came later: two readers would
+            # undo each other's work. A change after it was read shows in its ctime the next time.
             self._name(folder, name, file, old)
             return
         task: ToRead | None = None
@@ -166,8 +168,7 @@ class Scan:
         self._name(folder, name, file, old)
         if is_folder and row is not None:
             self._end_old_names(folder, name, file)
-        if is_folder or is_linked:
-            self._seen.add(file)
+        self._seen.add(file)
         if task is not None:
             if is_linked and row is None:
                 # So that the file's other names are recognised before it has been read.
