@@ -130,3 +130,29 @@ async def test_a_file_that_moves_ahead_of_the_walk_is_read_once(
     assert ids(site)[moved[0]] == known[f"{name}/{name}"]
     await site.full()
     await assert_restorable(site)
+
+
+async def test_what_was_read_behind_the_old_end_before_an_error_is_not_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site.src / "file"
+    path.write_bytes(os.urandom(100_000))
+    await site.full()
+    with path.open("ab") as file:
+        file.write(os.urandom(3 << 20))
+    original = read_files._read_fully
+
+    def fail(fd: int, view: memoryview, at: int) -> int:
+        if at >= 2 << 20:
+            raise OSError(5, "Input/output error")
+        return original(fd, view, at)
+
+    monkeypatch.setattr(read_files, "_read_fully", fail)
+    shipped = await site.full()
+    assert [issue.code for issue in shipped.issues] == ["stale"]
+    monkeypatch.undo()
+    # The check asks the store up to the file's size only; what lay behind must be a hole.
+    os.truncate(path, 100_000)
+    os.truncate(path, 4 << 20)
+    await site.full(kind="check")
+    await assert_restorable(site)

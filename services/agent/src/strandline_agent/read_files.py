@@ -36,6 +36,7 @@ from strandline_contracts.points import (
     BLOCK_BYTES,
     BLOCK_DIGEST_BYTES,
     EXTENT_DATA,
+    EXTENT_HOLE,
     Extent,
     Issue,
 )
@@ -405,16 +406,20 @@ class Readers:
         task = reading.task
         self.partial = True
         text = error.strerror or str(error)
+        worker.flush()
         if task.row is None:
-            worker.flush()
             self._out.put(*(GoneName(*name) for name in self._index.retract(task.file)))
             self._out.put(GoneInode(task.file))
             self._out.put(Issue(task.path, "unreadable", text))
             return
-        # Blocks that could be read may be new: the index must not take the file for unchanged, and
-        # the store, which is told no size, may hold some behind the old end.
-        size = max(reading.held_bytes, reading.before.st_size)
-        self._index.put_file(task.row._replace(ctime_ns=0, size=size))
+        # No Inode tells the store a size: it would keep what was sent of blocks behind the old end,
+        # where nobody looks who goes by the size.
+        end = blocks_of(task.row.size)
+        sent = blocks_of(max(reading.held_bytes, reading.before.st_size)) - end
+        if sent > 0:
+            self._out.put(Extent(task.file, end, sent, EXTENT_HOLE))
+        # Blocks that could be read may be new: the index must not take the file for unchanged.
+        self._index.put_file(task.row._replace(ctime_ns=0))
         self._out.put(Issue(task.path, "stale", f"{text}; what could not be read is older"))
 
 
