@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from strandline_agent import read_files, scan
+from strandline_agent import read_files, scan, walk
+from strandline_agent.changes import Listed
 from strandline_contracts.points import ROOT
 from support.agent_site import Site
 from support.trees import differences
@@ -155,4 +156,30 @@ async def test_what_was_read_behind_the_old_end_before_an_error_is_not_kept(
     os.truncate(path, 100_000)
     os.truncate(path, 4 << 20)
     await site.full(kind="check")
+    await assert_restorable(site)
+
+
+async def test_inode_numbers_of_64_bits(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def far(stat: os.stat_result) -> os.stat_result:
+        fields = list(stat)
+        fields[1] += 2**63
+        times = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")
+        return os.stat_result(fields, {name: getattr(stat, name) for name in times})
+
+    listing = walk.Walk.entries
+
+    def entries(self: Any, folder: Any, fd: int) -> Any:
+        listed, bad = listing(self, folder, fd)
+        return [Listed(entry.name, far(entry.stat)) for entry in listed], bad
+
+    monkeypatch.setattr(walk.Walk, "entries", entries)
+    make_folders(site.src, "a", "b")
+    os.link(site.src / "a" / "sub" / "file", site.src / "link")
+    await site.full()
+    before = ids(site)
+    (site.src / "a" / "sub").rename(site.src / "moved")
+    await site.full()
+    after = ids(site)
+    assert after["moved"] == before["a/sub"]
+    assert after["moved/file"] == after["link"] == before["link"]
     await assert_restorable(site)

@@ -52,3 +52,11 @@ def test_what_differs_is_what_a_plain_comparison_says(
     every = all_changed(known, listed)
     assert {item[0].name for item in every.changed} == set(now)
     assert {entry.name for entry in every.gone} == set(before) - set(now)
+
+
+def test_an_inode_number_of_64_bits_is_what_the_index_has_of_it() -> None:
+    values = (7, 0, 0, 0, stat.S_IFREG | 0o644, 0, 0, 0)
+    listed = Listed(b"a", os.stat_result((values[4], 2**63 + 7, 0, 1, 0, 0, 0, 0, 0, 0),
+                                         {"st_mtime_ns": 0, "st_ctime_ns": 0}))  # fmt: skip
+    found = compare([known_of(b"a", values)], [listed], {0: 0})
+    assert found.changed == []

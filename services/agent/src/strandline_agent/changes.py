@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 _TYPE = stat_module.S_IFMT(0o170000)
 _FOLDER = stat_module.S_IFDIR
+_INO = 2**63 - 1
+"""The bits of an inode number that the index has: attributes.index_ino, without a call."""
 
 
 class Known(NamedTuple):
@@ -65,7 +67,7 @@ def compare(
             old is None
             or old[5] != stat.st_ctime_ns
             or old[4] != stat.st_mtime_ns
-            or old[2] != stat.st_ino
+            or old[2] != stat.st_ino & _INO
             or old[3] != stat.st_size
             or old[6] != stat.st_mode
             or old[7] != stat.st_uid

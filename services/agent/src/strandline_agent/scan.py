@@ -12,6 +12,7 @@ import stat as stat_module
 
 from strandline_agent import changes, linux
 from strandline_agent.attributes import (
+    index_ino,
     inode_differs,
     make_inode,
     may_change_unseen,
@@ -186,11 +187,12 @@ class Scan:
         """Return the file's id and, if the replica has it, what is known of it."""
         is_folder = stat_module.S_ISDIR(stat.st_mode)
         is_linked = stat.st_nlink > 1 and not is_folder
+        ino = index_ino(stat.st_ino)
         if (
             old is not None
             and not is_linked
             and not (is_folder and old.file in self._seen)
-            and (old.fs, old.ino, old.birth_ns) == (fs, stat.st_ino, birth_ns)
+            and (old.fs, old.ino, old.birth_ns) == (fs, ino, birth_ns)
             and same_type(old.mode, stat.st_mode)
         ):
             return old.file, self._index.file(old.file)
@@ -198,7 +200,7 @@ class Scan:
             return self._index.new_id(), None
         ids = [
             row.id
-            for row in self._index.with_inode(fs, stat.st_ino)
+            for row in self._index.with_inode(fs, ino)
             if row.birth_ns == birth_ns
             and same_type(row.mode, stat.st_mode)
             # A folder that shows twice is a bind mount: it has one name and one id at each place.
