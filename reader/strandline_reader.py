@@ -385,10 +385,15 @@ class Segment(OpenFile):
             raise Damage("the segment is of another version, number or data source")
 
     def chunks(self) -> Iterator[tuple[int, ChunkHeader | None, int]]:
-        """(at, header, end) of each chunk in order; no header: bytes in which no chunk begins."""
-        at = SEGMENT.size
+        """(at, header, end) of each chunk in order; no header: bytes in which no chunk begins.
+
+        Behind such bytes only whole chunks count, to the segment's end: what looks like a header
+        may be part of a file that is a segment, and the end that it names lie in the next chunk.
+        """
+        at, in_sequence = SEGMENT.size, True
         while at < self.size:
-            header = self.header_at(at)
+            header = self.header_at(at) if in_sequence or self.whole_at(at) else None
+            in_sequence = in_sequence and header is not None
             end = at + CHUNK.size + header.stored if header else self.next_whole_chunk(at + 1)
             yield at, header, end
             at = end
@@ -402,10 +407,7 @@ class Segment(OpenFile):
         return None
 
     def next_whole_chunk(self, at: int) -> int:
-        """Where, behind a damaged header, the next whole chunk begins; else the segment's end.
-
-        Only a whole chunk counts: the bytes searched may be a file that looks like a segment.
-        """
+        """Where, behind a damaged header, the next whole chunk begins; else the segment's end."""
         while at < self.size:
             try:
                 data = read_at(self.fd, at, 1 << 20)
@@ -421,12 +423,13 @@ class Segment(OpenFile):
         return self.size
 
     def whole_at(self, at: int) -> bool:
+        """Whether a chunk begins here that matches both its digests."""
         header = self.header_at(at)
         if header is None:
             return False
         with contextlib.suppress(Damage):
-            stored = read_at(self.fd, at + CHUNK.size, header.stored)
-            return blake3(stored).digest() == header.stored_digest
+            chunk_plain(read_at(self.fd, at, CHUNK.size + header.stored))
+            return True
         return False
 
 

@@ -11,9 +11,9 @@ from typing import BinaryIO, NamedTuple
 from blake3 import blake3
 
 from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES, CODEC_RAW
-from strandline_replica_store.errors import Damaged
+from strandline_replica_store.errors import BadChunk, Damaged
 from strandline_replica_store.files import durable
-from strandline_replica_store.files.chunk_check import STORED_MAX_BYTES
+from strandline_replica_store.files.chunk_check import STORED_MAX_BYTES, check_chunk
 
 SEGMENT_LIMIT_BYTES = 256 * 1024 * 1024
 SEGMENT_HEADER_BYTES = 64
@@ -145,7 +145,8 @@ class FoundChunk(NamedTuple):
     """A chunk in a segment; `is_sound` when its bytes are those of its stored digest.
 
     `in_sequence` when each chunk before it ends where the next begins. One that was found behind
-    damage may lie inside another chunk: it may be what a user's file holds.
+    damage may lie inside another chunk: it may be what a user's file holds. Such a one is told only
+    when it is sound, and its plain bytes are those of its plain digest.
     """
 
     offset: int
@@ -169,28 +170,45 @@ def survey(path: str, start: int, *, to_the_end: bool) -> Iterator[FoundChunk]:
         offset = start
         while offset < size_bytes:
             file.seek(offset)
-            head = file.read(CHUNK_HEADER_BYTES)
-            try:
-                header = parse_chunk_header(head)
-                end_bytes = offset + CHUNK_HEADER_BYTES + header.stored_bytes
-                is_whole = end_bytes <= size_bytes
-            except Damaged:
-                is_whole = False
-            if is_whole:
-                is_sound = _is_sound(head, file.read(header.stored_bytes))
-                yield FoundChunk(offset, header, is_sound, in_sequence)
-                offset = end_bytes
-            if not to_the_end and not (is_whole and is_sound):
+            found = _chunk_here(file, offset, size_bytes, in_sequence=in_sequence)
+            if found is not None:
+                yield found
+                offset += CHUNK_HEADER_BYTES + found.header.stored_bytes
+            if not to_the_end and (found is None or not found.is_sound):
                 return
-            if not is_whole:
+            if found is None:
                 in_sequence = False
                 offset = _next_magic(file, offset + 1)
 
 
-def _is_sound(head: bytes, stored: bytes) -> bool:
+def _chunk_here(
+    file: BinaryIO, offset: int, size_bytes: int, *, in_sequence: bool
+) -> FoundChunk | None:
+    """Return the chunk that begins where the file stands, None when none does."""
+    head = file.read(CHUNK_HEADER_BYTES)
     try:
-        check_stored(head + stored)
+        header = parse_chunk_header(head)
     except Damaged:
+        return None
+    if offset + CHUNK_HEADER_BYTES + header.stored_bytes > size_bytes:
+        return None
+    is_sound = _is_sound(head, file.read(header.stored_bytes), with_plain=not in_sequence)
+    # Stepping over a header that stands inside another chunk would be stepping over the next one.
+    return FoundChunk(offset, header, is_sound, in_sequence) if in_sequence or is_sound else None
+
+
+def _is_sound(head: bytes, stored: bytes, *, with_plain: bool) -> bool:
+    try:
+        header, data = check_stored(head + stored)
+        if with_plain:
+            check_chunk(
+                header.plain_digest,
+                header.plain_bytes,
+                header.codec,
+                data,
+                stored_digest=header.stored_digest,
+            )
+    except (Damaged, BadChunk):
         return False
     return True
 
