@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -183,3 +184,34 @@ async def test_inode_numbers_of_64_bits(site: Site, monkeypatch: pytest.MonkeyPa
     assert after["moved"] == before["a/sub"]
     assert after["moved/file"] == after["link"] == before["link"]
     await assert_restorable(site)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("first", ["original", "both"])
+async def test_two_file_systems_of_one_uuid(site: Site, mount: Mount, first: str) -> None:
+    """As a snapshot beside its original, or a copy made by dd."""
+    images = [site.folder / "original.img", site.folder / "clone.img"]
+    with images[0].open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", images[0]], check=True)
+    places = [site.src / "data", site.src / "clone"]
+    for place in places:
+        place.mkdir()
+    mount("-o", "loop", images[0], places[0])
+    (places[0] / "file").write_bytes(b"old" * 2000)
+    os.link(places[0] / "file", places[0] / "link")
+    (places[0] / "folder").mkdir()
+    (places[0] / "folder" / "other").write_bytes(b"old")
+    if first == "original":
+        await site.full()
+    os.sync()
+    shutil.copy(images[0], images[1])
+    mount("-o", "loop", images[1], places[1])
+    (places[0] / "file").write_bytes(b"new" * 2000)
+    (places[0] / "folder" / "other").write_bytes(b"new")
+    for kind in ("express_full", "express_full", "check"):
+        shipped = await site.full(kind=kind)
+        assert shipped.issues == []
+        found = ids(site)
+        assert found["data/file"] != found["clone/file"]
+        await assert_restorable(site)

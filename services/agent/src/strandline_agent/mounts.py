@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+
+from blake3 import blake3
+
+_ID = 0x7FFF_FFFF_FFFF_FFFF
 
 PSEUDO = frozenset(
     b"proc sysfs devtmpfs devpts cgroup cgroup2 securityfs debugfs tracefs bpf pstore mqueue"
@@ -41,4 +46,14 @@ def file_system_id(fd: int, device: int) -> int:
         fsid = os.fstatvfs(fd).f_fsid
     except OSError:
         fsid = 0
-    return (fsid or device) & 0x7FFF_FFFF_FFFF_FFFF
+    return (fsid or device) & _ID
+
+
+def apart(fs: int, device: int, others: Collection[int]) -> int:
+    """Return the id `fs`, or where another file system has it one that only `device` has. Pure.
+
+    A snapshot, or a copy made by dd, has the id of its original, and the same inodes and births.
+    """
+    if fs not in others:
+        return fs
+    return int.from_bytes(blake3(b"%d %d" % (fs, device)).digest(length=8), "little") & _ID

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
 from strandline_agent.changes import Listed
-from strandline_agent.mounts import file_system_id, read_pseudo_devices
+from strandline_agent.mounts import apart, file_system_id, read_pseudo_devices
 from strandline_agent.rules import Excludes, outermost
 from strandline_contracts.points import ROOT
 
@@ -251,7 +251,8 @@ class Walk:
     def learn_device(self, device: int, fd: int) -> None:
         """Make sure that `fs_of` knows the device of an open file."""
         if device not in self.fs_of:
-            self.fs_of[device] = file_system_id(fd, device)
+            fs = file_system_id(fd, device)
+            self.fs_of[device] = apart(fs, device, self.fs_of.values())
 
     def _learn_entry_device(self, device: int, folder: int, name: bytes) -> None:
         if device in self.fs_of:
