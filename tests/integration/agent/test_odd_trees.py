@@ -14,7 +14,7 @@ import pytest
 
 from strandline_agent import read_files, scan, walk
 from strandline_agent.changes import Listed
-from strandline_contracts.points import ROOT
+from strandline_contracts.points import ROOT, PointKind
 from support.agent_site import Site
 from support.trees import differences
 
@@ -215,3 +215,22 @@ async def test_two_file_systems_of_one_uuid(site: Site, mount: Mount, first: str
         found = ids(site)
         assert found["data/file"] != found["clone/file"]
         await assert_restorable(site)
+
+
+@pytest.mark.parametrize("kind", ["express_full", "check"])
+@pytest.mark.parametrize("way", ["known", "index lost"])
+async def test_a_damaged_chunk_of_what_is_a_hole_now(site: Site, kind: PointKind, way: str) -> None:
+    path = site.src / "file"
+    path.write_bytes(os.urandom(40 * 4096))
+    await site.full()
+    blocks = site.store.states[1].blocks[ids(site)["file"]]
+    site.store.damaged = {chunk for chunk, _ in blocks.values()}
+    if way == "index lost":
+        for state in site.index.parent.iterdir():
+            state.unlink()
+    os.truncate(path, 0)
+    os.truncate(path, 40 * 4096)
+    await site.full(kind=kind)
+    assert site.store.states[2].blocks[ids(site)["file"]] == {}
+    restored = await site.back("out")
+    assert restored.issues == []

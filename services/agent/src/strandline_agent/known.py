@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 
 from strandline_agent.changes import Known
 from strandline_agent.errors import AgentError
-from strandline_contracts.points import BLOCK_BYTES, ROOT
+from strandline_contracts.points import BLOCK_BYTES, BLOCK_DIGEST_BYTES, ROOT
 
 PAGE_BLOCKS = 1024
+UNKNOWN = b"\xff" * BLOCK_DIGEST_BYTES
+"""Stands for a block of which nothing is known: like no digest that is found, nor a hole."""
 CACHE_KIB = 32 * 1024
 MAX_GATHERED_ROWS = 512
 """Changes are written so many at a time; a row of digests has up to 16 KiB."""

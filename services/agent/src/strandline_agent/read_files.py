@@ -29,7 +29,7 @@ from strandline_agent.attributes import (
 from strandline_agent.blocks import HOLE, blocks_of, changed_runs, digests
 from strandline_agent.chunks import Compressor
 from strandline_agent.errors import PipelineStopped
-from strandline_agent.known import PAGE_BLOCKS, FileRow, KnownIndex
+from strandline_agent.known import PAGE_BLOCKS, UNKNOWN, FileRow, KnownIndex
 from strandline_agent.outgoing import ChunkOut, GoneInode, GoneName, Outgoing
 from strandline_agent.packing import Packed, Packer, cut
 from strandline_contracts.points import (
@@ -54,8 +54,6 @@ TRIES = 3
 RETRY_WAIT_S = 0.05
 
 PAGE_BYTES = PAGE_BLOCKS * BLOCK_BYTES
-_UNKNOWN = b"\xff" * BLOCK_DIGEST_BYTES
-"""Stands for a block of which nothing is known: like no digest that is found."""
 
 AskDigests = Callable[[int, int, int], Future[bytes]]
 """Asks the store for the digests of blocks (file, start, blocks), holes as HOLE."""
@@ -447,7 +445,7 @@ class _Worker:
         known = self._old_digests(reading, page, first)
         held = max(0, min(PAGE_BLOCKS, blocks_of(reading.held_bytes) - first))
         # What the store goes on holding where this try sends nothing.
-        kept = (_UNKNOWN * held if known is None else known)[: held * BLOCK_DIGEST_BYTES]
+        kept = (UNKNOWN * held if known is None else known)[: held * BLOCK_DIGEST_BYTES]
         old = None if known is None else kept[: blocks * BLOCK_DIGEST_BYTES]
         new = bytearray()
         try:

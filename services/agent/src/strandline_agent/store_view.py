@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from strandline_agent.asking import ask
 from strandline_agent.blocks import HOLE
 from strandline_agent.errors import AgentError
-from strandline_agent.known import PAGE_BLOCKS
+from strandline_agent.known import PAGE_BLOCKS, UNKNOWN
 from strandline_agent.line import Line
 from strandline_contracts.points import BLOCK_DIGEST_BYTES, Inode, RecoveryPoint
 from strandline_contracts.reading import (
@@ -126,7 +126,10 @@ class StoreView:
         }
 
     async def digests(self, file: int, start: int, blocks: int) -> bytes:
-        """Return the digests of blocks of a file, holes as HOLE."""
+        """Return the digests of blocks of a file, holes as HOLE.
+
+        Blocks that the store cannot read are UNKNOWN, so that a hole differs from them too.
+        """
         found = bytearray()
         while len(found) < blocks * BLOCK_DIGEST_BYTES:
             done = len(found) // BLOCK_DIGEST_BYTES
@@ -144,6 +147,7 @@ class StoreView:
             part = bytearray(page.digests[: (blocks - done) * BLOCK_DIGEST_BYTES])
             if not part or len(part) % BLOCK_DIGEST_BYTES:
                 raise AgentError("the store sent no whole digests", code="store.bad_answer")
+            _mark_unreadable(part)
             _mark_holes(part, start + done, page.holes)
             found += part
         return bytes(found)
@@ -155,6 +159,16 @@ class StoreView:
             return asyncio.run_coroutine_threadsafe(self.digests(file, start, blocks), loop)
 
         return fetch
+
+
+def _mark_unreadable(digests: bytearray) -> None:
+    """Make the zeros that stand for what the store cannot read UNKNOWN: they are HOLE here."""
+    if HOLE not in digests:
+        return
+    width = BLOCK_DIGEST_BYTES
+    for at in range(0, len(digests), width):
+        if digests[at : at + width] == HOLE:
+            digests[at : at + width] = UNKNOWN
 
 
 def _mark_holes(digests: bytearray, first: int, holes: list[tuple[int, int]]) -> None:
