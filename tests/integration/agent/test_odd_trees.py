@@ -8,11 +8,12 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from strandline_agent import read_files, scan, walk
+from strandline_agent import known, read_files, scan, walk
 from strandline_agent.changes import Listed
 from strandline_contracts.points import ROOT, PointKind
 from support.agent_site import Site
@@ -125,11 +126,11 @@ async def test_a_file_that_moves_ahead_of_the_walk_is_read_once(
 
     monkeypatch.setattr(scan.Scan, "_folder", folder)
     monkeypatch.setattr(read_files.Readers, "read", count)
-    known = ids(site)
+    before = ids(site)
     await site.full()
     assert set(handed.values()) == {1}
     name = moved[0][-1]
-    assert ids(site)[moved[0]] == known[f"{name}/{name}"]
+    assert ids(site)[moved[0]] == before[f"{name}/{name}"]
     await site.full()
     await assert_restorable(site)
 
@@ -234,3 +235,19 @@ async def test_a_damaged_chunk_of_what_is_a_hole_now(site: Site, kind: PointKind
     assert site.store.states[2].blocks[ids(site)["file"]] == {}
     restored = await site.back("out")
     assert restored.issues == []
+
+
+async def test_an_index_lost_twice_at_one_reading_of_the_clock(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where no battery keeps the time: it is the same after each boot."""
+    monkeypatch.setattr(known, "time", SimpleNamespace(time=lambda: 1_700_000_000))
+    (site.src / "first").write_bytes(b"first")
+    await site.full()
+    for name in ("a", "b"):
+        for state in site.index.parent.iterdir():
+            state.unlink()
+        make_folders(site.src, name)
+        await site.full()
+        assert len(set(ids(site).values())) == len(ids(site))
+        await assert_restorable(site)

@@ -442,7 +442,14 @@ class KnownIndex:
             self._put_meta("point", point)
             self._put_meta("digest", digest)
             self._put_meta("needs_check", 1)
+            self._pass_filled_ids()
             self._conn.execute("COMMIT")
+
+    def _pass_filled_ids(self) -> None:
+        """Give no id again that was filled in: a clock may stand where it stood at a former loss."""
+        last = self._conn.execute("SELECT MAX(id) FROM file").fetchone()[0] or ROOT
+        self._next = max(self._next, last + 1)
+        self._put_meta("next_file", self._next)
 
     def used_bytes(self) -> int:
         """Return the bytes of the index that are in use."""
