@@ -18,7 +18,15 @@ from strandline_contracts.errors import BadMessage, StrandlineError
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.shipping import End, Open, Waited
 from strandline_contracts.subjects import parse_blocks
-from strandline_replica_store.errors import BadDelta, Behind, Busy, Deleted, NoSuch, StoreError
+from strandline_replica_store.errors import (
+    BadDelta,
+    Behind,
+    Busy,
+    Deleted,
+    IndexDamaged,
+    NoSuch,
+    StoreError,
+)
 from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.replica.rules import JobRow, OpenVerdict, Verdict, judge_message
 from strandline_replica_store.store.store import Store
@@ -37,6 +45,8 @@ MAX_WAITERS = 16
 """Fewer than a service answers at once, so that other questions find room."""
 CROWDED_WAIT_S = 0.2
 MAX_LANES = 256
+LATER = (Behind, Busy, IndexDamaged)
+"""What ends no job: the index is late or made anew, the replica was closed and is opened again."""
 
 R = TypeVar("R")
 
@@ -113,13 +123,20 @@ class Lane:
     async def open(self, server: str, request: Open) -> RecoveryPoint | OpenVerdict:
         """Open an attempt; messages of the one that it fences are dropped."""
         found = await self._receiver.run(self.replica.open_job, server, request)
+        if found in (OpenVerdict.FRESH, OpenVerdict.SAME):
+            await self._follow_open()
         if found is OpenVerdict.FRESH:
-            row = await self._receiver.run(self.replica.job, request.job)
+            self._log.info("job.opened", job=request.job, attempt=request.attempt)
+        return found
+
+    async def _follow_open(self) -> None:
+        """Follow what the replica receives now: Opens may cross, and the last one need not be the
+        last that we hear of."""
+        row = self.replica.open_attempt
+        if not self._is_current(row):
             fenced = self._take_held()
             self._follow(row)
             await self._settle(fenced)
-            self._log.info("job.opened", job=request.job, attempt=request.attempt)
-        return found
 
     def _follow(self, row: JobRow | None) -> None:
         self._row = row
@@ -182,8 +199,11 @@ class Lane:
         if verdict is Verdict.UNKNOWN:
             self._log.warning("batch.unknown", job=label.job, attempt=label.attempt, server=server)
             await delivery.term()
-        elif verdict is Verdict.DROP or not mine:
+        elif verdict is Verdict.DROP:
             await self._drop_late(held)
+        elif not mine:
+            # Open, but not followed: it was opened, or has ended, while we looked.
+            await delivery.nak(AGAIN_S)
         elif verdict is Verdict.TAKE:
             await self._receiver.held.take(held.size_bytes)
             # The job may have ended while we waited for room.
@@ -227,7 +247,7 @@ class Lane:
                 self._early[seq] = held
             else:
                 self._receiver.early_bytes -= held.size_bytes
-                await self._settle([held])
+                await self._settle([held], again=True)
 
     async def _enqueue(self, held: Held) -> None:
         self._waiting.append(held)
@@ -245,11 +265,9 @@ class Lane:
             row, group = self._row, self._next_group()
             try:
                 await self._work(row, group)
-            except Behind as error:
-                # The recovery point exists; only the index is late. The End comes again.
-                self._log.warning("index.behind", error=str(error))
-                self._next_seq = group[0].label.seq
-                await self._settle(group, again=True)
+            except LATER as error:
+                self._log.warning("job.later", job=row.job, code=error.code, error=error.message)
+                await self._again(row, group)
             except (StoreError, BadMessage) as error:
                 await self._fail(row, group, error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
@@ -305,17 +323,34 @@ class Lane:
                 await held.delivery.ack()
             await self._receiver.held.give(held.size_bytes)
 
+    async def _again(self, row: JobRow, group: Sequence[Held]) -> None:
+        """Let messages of an attempt come again: nothing of them was kept."""
+        mine, held = self._row, list(group)
+        if mine is not None and self._is_current(row):
+            held += self._take_held()
+            self._next_seq = mine.durable
+        await self._settle(held, again=True)
+
+    async def leave(self) -> None:
+        """Give back what is held: the replica was closed, and another lane goes on with it."""
+        held = self._take_held()
+        self._follow(None)
+        await self._settle(held, again=True)
+
     async def _fail(self, row: JobRow, group: Sequence[Held], error: StrandlineError) -> None:
         """Fail the job; what it sent is of no use any more."""
         self._log.warning("job.failed", job=row.job, code=error.code, error=error.message)
         try:
             await self._receiver.run(self.replica.fail, row.job, row.attempt, error)
+            await self._ended(row.job)
         except StoreError as failure:
+            # The job is open still: it fails when this comes again.
             self._log.error("job.not_failed", job=row.job, error=str(failure))
+            await self._again(row, group)
+            return
         for held in group:
             await held.delivery.term()
             await self._receiver.held.give(held.size_bytes)
-        await self._ended(row.job)
 
     async def fail_for(self, server: str, error: StrandlineError) -> None:
         """Fail the open job of `server`: something on its subject was no message."""
@@ -379,6 +414,8 @@ class Receiver:
             replica = await self.run(self._replica, source, to_receive)
             lane = self._lanes.get(source)
             if lane is None or lane.replica is not replica:
+                if lane is not None:
+                    await lane.leave()
                 self._forget_idle()
                 lane = Lane(source, replica, self)
                 lane.resume()
