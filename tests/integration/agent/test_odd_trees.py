@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from strandline_agent import known, read_files, scan, walk
+from strandline_agent import known, linux, read_files, scan, walk
 from strandline_agent.changes import Listed
 from strandline_contracts.points import ROOT, PointKind
 from support.agent_site import Site
@@ -56,6 +57,13 @@ async def assert_restorable(site: Site) -> None:
     out = f"out{len(site.store.points)}"
     await site.back(out)
     assert differences(site.src, site.folder / out) == ""
+
+
+def wait_for_the_file_clock() -> None:
+    """Wait until a change would show in the times of what was made before."""
+    now = linux.file_clock_ns()
+    while linux.file_clock_ns() <= now:
+        time.sleep(0.001)
 
 
 def make_folders(root: Path, *names: str) -> None:
@@ -251,3 +259,28 @@ async def test_an_index_lost_twice_at_one_reading_of_the_clock(
         await site.full()
         assert len(set(ids(site).values())) == len(ids(site))
         await assert_restorable(site)
+
+
+async def test_a_second_name_made_while_the_first_is_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folders(site.src, "p", "q")
+    wait_for_the_file_clock()
+    original = scan.open_file
+    made: list[Path] = []
+
+    def open_file(folder: int, name: bytes) -> int:
+        fd = original(folder, name)
+        if not made:
+            path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+            made.append(site.src / ("q" if "p" in path.parts else "p") / "link")
+            os.link(path, made[0])
+            wait_for_the_file_clock()
+        return fd
+
+    monkeypatch.setattr(scan, "open_file", open_file)
+    await site.full()
+    await site.full()
+    state = site.store.states[2]
+    assert len([inode for inode in state.inodes.values() if inode.type == "f"]) == 2
+    await assert_restorable(site)

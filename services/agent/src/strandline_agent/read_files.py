@@ -387,7 +387,10 @@ class Readers:
             xattrs=xattrs,
             changing=changing,
         )
-        suspect = changing or may_change_unseen(reading.before, reading.clock_ns)
+        # A name that was made since the walk looked may have got an id of its own.
+        is_new_link = reading.before.st_nlink != task.stat.st_nlink
+        may_change = may_change_unseen(reading.before, reading.clock_ns)
+        suspect = changing or is_new_link or may_change
         row = row_of(inode, size=inode.size, suspect=suspect, changed=0)
         if task.row is not None:
             row = row._replace(changed=task.row.changed)

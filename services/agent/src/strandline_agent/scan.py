@@ -209,8 +209,9 @@ class Scan:
         if not ids:
             return self._index.new_id(), None
         # A name that was made during an earlier walk may have got an id of its own: from now on
-        # all names of a file lead to the same one.
-        file = min(ids) if is_linked else ids[0]
+        # all names of a file lead to the same one. To the later one: it has all names but that
+        # which the walk had met before, and only that name is sure to be looked up again.
+        file = max(ids) if is_linked else ids[0]
         return file, self._index.file(file)
 
     def _special(
