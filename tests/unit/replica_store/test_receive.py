@@ -15,9 +15,12 @@ import pytest_asyncio
 
 from strandline_contracts.codec import encode
 from strandline_contracts.shipping import Open
+from strandline_replica_store.errors import Busy
 from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.replica.rules import OpenVerdict
-from strandline_replica_store.service.receive import Lane, Receiver
+from strandline_replica_store.service import receive
+from strandline_replica_store.service.receive import Held, Lane, Receiver
+from strandline_replica_store.store import store as store_module
 from strandline_replica_store.store.store import Store
 from support.replicas import (
     SERVER,
@@ -31,6 +34,7 @@ from support.replicas import (
 )
 from support.waiting import until
 
+OTHER = "ffeeddccbbaa9988"
 _SEQUENCES = count(1)
 
 
@@ -167,4 +171,46 @@ async def test_an_open_that_is_asked_again_brings_back_what_the_lane_has_lost(
     assert set(await delivered(receiver, sent[:2])) == {"nak"}
     assert await opened(lane, "j1") is OpenVerdict.SAME
     assert set(await delivered(receiver, sent[:2])) == {"ack"}
+    await check_commits(receiver, "j1", sent)
+
+
+async def test_a_job_goes_on_byte_for_byte_when_its_replica_was_closed_under_it(
+    receiver: Receiver, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With batches that were durable, one that waits in the lane, and one that came too early."""
+    monkeypatch.setattr(store_module, "MAX_OPEN_REPLICAS", 1)
+    lane, sent = await receiver.lane(SOURCE), made_up("j1", 1, 1)
+    await opened(lane, "j1")
+    assert set(await delivered(receiver, sent[:2])) == {"ack"}
+    early = Delivered(sent[3])
+    await receiver.handle([early])  # type: ignore[list-item]
+    assert receiver.early_bytes == len(sent[3])
+    store.create(OTHER, "other", "files")
+    store.replica(OTHER)
+    assert not store.is_open(SOURCE)
+    late = Delivered(sent[2])
+    await lane.put(SERVER, Held(receive.decode_label(late.data), late))  # type: ignore[arg-type]
+    await until(lambda: late.end and early.end, "what was held to be given back")
+    assert (late.end, early.end) == ("nak", "nak")
+    again = await receiver.lane(SOURCE)
+    assert again is not lane
+    assert (await again.wait("j1", 1, 2, 0)).durable == 2
+    await check_commits(receiver, "j1", sent)
+
+
+async def test_what_came_early_is_given_back_when_the_replica_was_closed(
+    receiver: Receiver, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MAX_OPEN_REPLICAS", 1)
+    lane, sent = await receiver.lane(SOURCE), made_up("j1", 1, 1)
+    await opened(lane, "j1")
+    early = Delivered(sent[2])
+    await receiver.handle([early])  # type: ignore[list-item]
+    waiting = asyncio.create_task(lane.wait("j1", 1, 0, 30))
+    store.create(OTHER, "other", "files")
+    store.replica(OTHER)
+    assert (await (await receiver.lane(SOURCE)).wait("j1", 1, 0, 0)).state == "open"
+    assert early.end == "nak"
+    with pytest.raises(Busy):
+        await asyncio.wait_for(waiting, 5)
     await check_commits(receiver, "j1", sent)

@@ -752,7 +752,7 @@ def test_a_commit_whose_folder_was_not_synced_at_first_ends_the_job(
         patch.setattr(durable, "sync_folder", fails)
         with pytest.raises(Behind):
             replica.finish(end_of("j1", made))
-    assert not replica.busy
+    assert replica.open_attempt is None
     assert replica.waited("j1", 1).state == "committed"
     assert replica.finish(end_of("j1", made)).number == 1
     replica.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from strandline_contracts.events import DamageFound
@@ -12,9 +13,19 @@ from strandline_replica_store.checking.verify import verify
 from strandline_replica_store.errors import Busy, IndexDamaged
 from strandline_replica_store.replica import index
 from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.replica.rules import OpenVerdict
 from strandline_replica_store.store.store import Store
 from strandline_runtime import outbox
-from support.replicas import SOURCE, content, made_up, made_up_content, ship
+from support.replicas import (
+    SERVER,
+    SOURCE,
+    content,
+    end_of,
+    made_up,
+    made_up_content,
+    open_of,
+    ship,
+)
 
 OTHER = "ffeeddccbbaa9988"
 
@@ -138,4 +149,52 @@ def test_a_replica_that_is_read_stays_open(store: Store, monkeypatch: pytest.Mon
         assert store.is_open(SOURCE)
     assert store.replica(OTHER).newest is None
     assert not store.is_open(SOURCE)
+    store.close()
+
+
+def test_open_jobs_shut_the_store_for_nobody_and_go_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strandline_replica_store.store.store.MAX_OPEN_REPLICAS", 2)
+    sources = [OTHER, *(f"{number:016x}" for number in range(1, 4))]
+    sent = {source: made_up(f"j-{source}", int(source[:2], 16), 1) for source in sources}
+    for source in sources:
+        store.create(source, "data", "files")
+        replica, job = store.replica(source), f"j-{source}"
+        request = msgspec.structs.replace(open_of(replica, job), source=source)
+        assert replica.open_job(SERVER, request) is OpenVerdict.FRESH
+        replica.take(job, 1, sent[source][:1])
+    # All of these servers have vanished; others restore, and ship.
+    with store.reader(SOURCE) as reader:
+        assert reader.chunks([1], 0)
+    ship(store.replica(SOURCE), "j4", made_up("j4", 4, 1))
+    for source in sources:
+        replica, job = store.replica(source), f"j-{source}"
+        assert replica.open_attempt is not None
+        assert (replica.open_attempt.job, replica.open_attempt.durable) == (job, 1)
+        replica.take(job, 1, sent[source][1:])
+        replica.finish(end_of(job, sent[source]))
+        assert content(Path(replica.folder), 1) == made_up_content(int(source[:2], 16))
+    store.close()
+
+
+def test_a_replica_at_work_is_neither_closed_nor_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strandline_replica_store.store.store.MAX_OPEN_REPLICAS", 1)
+    replica = store.replica(SOURCE)
+    began, go_on = threading.Event(), threading.Event()
+
+    def work(_: object) -> None:
+        began.set()
+        assert go_on.wait(30)
+
+    worker = threading.Thread(target=replica.on_database, args=(work,))
+    worker.start()
+    assert began.wait(30)
+    with pytest.raises(Busy):
+        store.replica(OTHER)
+    go_on.set()
+    worker.join(30)
+    assert store.replica(OTHER).newest is None
     store.close()

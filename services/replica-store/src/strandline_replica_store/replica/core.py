@@ -227,10 +227,11 @@ class ReplicaCore:
         """The newest recovery point."""
         return self._newest
 
-    @property
-    def busy(self) -> bool:
-        """Whether a job is being received, or what is there is being rewritten."""
-        return self._job is not None or self.rewriting.locked()
+    @contextmanager
+    def unused(self) -> Iterator[None]:
+        """Hold the replica while nobody works in it; raise Busy at once where somebody does."""
+        with at_once(self.rewriting), at_once(self._lock):
+            yield
 
     @property
     def open_attempt(self) -> JobRow | None:

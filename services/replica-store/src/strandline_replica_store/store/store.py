@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import apsw
 
@@ -159,15 +159,27 @@ class Store:
         self.replica(source).reindex()
 
     def _make_room(self) -> None:
-        """Close replicas that are idle, longest unused first, until one more may be open."""
-        for source in list(self._replicas):
-            if len(self._replicas) + len(self._opening) < MAX_OPEN_REPLICAS:
-                return
-            if not self._replicas[source].busy and not self._lent[source]:
-                self._replicas.pop(source).close()
-                self._close_readers(source)
+        """Close replicas that nobody uses, longest unused first, until one more may be open.
+
+        Those that receive a job come last, but they come: a server may never end its job, and it
+        goes on where it was when the replica is opened again.
+        """
+        for with_job in (False, True):
+            for source, replica in list(self._replicas.items()):
+                if len(self._replicas) + len(self._opening) < MAX_OPEN_REPLICAS:
+                    return
+                if with_job or replica.open_attempt is None:
+                    self._close_unused(source, replica)
         if len(self._replicas) + len(self._opening) >= MAX_OPEN_REPLICAS:
-            raise Busy(f"{MAX_OPEN_REPLICAS} jobs are being received")
+            raise Busy(f"{MAX_OPEN_REPLICAS} replicas are being worked on")
+
+    def _close_unused(self, source: str, replica: Replica) -> None:
+        if self._lent[source]:
+            return
+        with suppress(Busy), replica.unused():
+            self._replicas.pop(source)
+            self._close_readers(source)
+            replica.close()
 
     def is_open(self, source: str) -> bool:
         """Tell whether the replica of a source is open."""
