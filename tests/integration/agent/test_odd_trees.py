@@ -284,3 +284,36 @@ async def test_a_second_name_made_while_the_first_is_read(
     state = site.store.states[2]
     assert len([inode for inode in state.inodes.values() if inode.type == "f"]) == 2
     await assert_restorable(site)
+
+
+@pytest.mark.parametrize("other", ["pipe", "folder", "link"])
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_something_else_in_the_place_of_a_listed_file(
+    site: Site, monkeypatch: pytest.MonkeyPatch, other: str, is_known: bool
+) -> None:
+    path = site.src / "file"
+    (site.src / "good").write_bytes(b"good")
+    if is_known:
+        path.write_bytes(b"before")
+        await site.full()
+    path.write_bytes(b"after")
+    original = scan.open_file
+
+    def open_file(folder: int, name: bytes) -> int:
+        if name == b"file":
+            path.unlink()
+            if other == "pipe":
+                os.mkfifo(path)
+            elif other == "folder":
+                path.mkdir()
+            else:
+                path.symlink_to("good")
+        return original(folder, name)
+
+    monkeypatch.setattr(scan, "open_file", open_file)
+    shipped = await site.full()
+    assert [issue.code for issue in shipped.issues] == ["vanished"]
+    assert set(ids(site)) == {"good"}
+    monkeypatch.undo()
+    assert (await site.full()).issues == []
+    await assert_restorable(site)

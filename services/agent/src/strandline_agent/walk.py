@@ -69,8 +69,15 @@ def open_unnoticed(path: bytes, flags: int, folder: int | None = None) -> int:
 
 
 def open_file(folder: int, name: bytes) -> int:
-    """Open the regular file `name` of an open folder for reading, not following a link."""
-    return open_unnoticed(name, _OPEN_FILE, folder)
+    """Open the regular file `name` of an open folder for reading, not following a link.
+
+    Raises OSError, ESTALE where something else has come in its place.
+    """
+    fd = open_unnoticed(name, _OPEN_FILE, folder)
+    if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ESTALE, "no regular file any more")
+    return fd
 
 
 def make_plan(paths: Sequence[bytes]) -> Plan:
