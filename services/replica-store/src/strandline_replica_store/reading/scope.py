@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
 import apsw
@@ -11,7 +11,9 @@ from strandline_replica_store.errors import NotAllowed
 from strandline_replica_store.replica import tree
 
 KEPT_VERDICTS = 10_000
-MAX_DEPTH = 4096
+NAMES_CLIMBED = 250_000
+"""So many names, from a file up to the root, are looked at to find a path that the grant allows:
+a file may have very many hard links, each with folders of its own above it."""
 FILES_LOOKED_AT = 10_000
 """So many files that share a chunk are looked at to find one that the grant allows."""
 
@@ -84,13 +86,18 @@ class Scope:
 
     def _climb(self, conn: apsw.Connection, file: int) -> bool:
         """Tell whether some way up from `file` (hard links have several) meets a granted path."""
-        seen: set[int] = set()
-        level = {file}
-        while level and len(seen) < MAX_DEPTH:
-            if level & self._roots:
-                return True
-            seen |= level
-            level = {
-                parent for each in level for parent, _ in tree.parents(conn, self._point, each)
-            } - seen
-        return False
+        above = islice(self._upwards(conn, file), NAMES_CLIMBED)
+        return any(each in self._roots for each in above)
+
+    def _upwards(self, conn: apsw.Connection, file: int) -> Iterator[int]:
+        """Yield `file`, and for each name on a way up from there the folder that it is in."""
+        yield file
+        seen, level = {file}, [file]
+        while level:
+            below, level = level, []
+            for each in below:
+                for parent, _ in tree.parents(conn, self._point, each):
+                    yield parent
+                    if parent not in seen:
+                        seen.add(parent)
+                        level.append(parent)

@@ -86,23 +86,21 @@ def entries(
     return [Entry(*row) for row in rows]
 
 
-def parents(conn: apsw.Connection, point: int, file: int) -> list[tuple[int, bytes]]:
-    """Return the (folder, name) of each name of `file`, at most 1,000."""
-    rows = conn.execute(
-        "SELECT parent, name FROM name WHERE file = ?2 AND born <= ?1 AND died > ?1 LIMIT 1000",
-        (point, file),
+def parents(conn: apsw.Connection, point: int, file: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the (folder, name) of each name of `file`."""
+    yield from conn.execute(
+        "SELECT parent, name FROM name WHERE file = ?2 AND born <= ?1 AND died > ?1", (point, file)
     )
-    return list(rows)
 
 
 def path_of(conn: apsw.Connection, point: int, file: int) -> bytes | None:
     """Return one path of `file` from the root on, None when it has none."""
     names: list[bytes] = []
     while file != ROOT:
-        found = parents(conn, point, file)
-        if not found or len(names) > 4096:
+        found = next(parents(conn, point, file), None)
+        if found is None or len(names) > 4096:
             return None
-        file, name = found[0]
+        file, name = found
         names.append(name)
     return b"/".join(reversed(names))
 
