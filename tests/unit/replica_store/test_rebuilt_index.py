@@ -1,17 +1,40 @@
-"""An index that is made anew from damaged segments: what is sound there counts, and nothing else."""
+"""An index made anew from damaged segments: what is sound there counts, and nothing else."""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import apsw
+import pytest
 from blake3 import blake3
 
-from strandline_contracts.points import BLOCK_BYTES, CHUNK_BYTES, CODEC_RAW, Extent, Name
+from strandline_contracts.points import (
+    BLOCK_BYTES,
+    CHUNK_BYTES,
+    CODEC_RAW,
+    CODEC_ZSTD,
+    Extent,
+    Name,
+)
 from strandline_replica_store.files import segment
 from strandline_replica_store.replica.replica import Replica
-from support.replicas import SOURCE, batch, chunk, content, inode, new_replica, open_replica, ship
+from support.replicas import (
+    SERVER,
+    SOURCE,
+    batch,
+    chunk,
+    content,
+    end_of,
+    inode,
+    new_replica,
+    open_of,
+    open_replica,
+    ship,
+)
 
 INNER_BYTES = 10 * BLOCK_BYTES
 
@@ -107,9 +130,126 @@ def test_an_inner_chunk_that_is_sound_replaces_none(tmp_path: Path) -> None:
     lose_index(tmp_path)
     replica = open_replica(tmp_path)
     assert named(replica) == (len(outer), 1, 1)
+    rows = replica.on_database(lambda conn: list(conn.execute("SELECT id, digest FROM chunk")))
+    digests = dict(rows)
     for at, plain in enumerate(outer[1:], 2):
-        (row,) = replica.on_database(
-            lambda conn, at=at: list(conn.execute("SELECT digest FROM chunk WHERE id = ?", (at,)))
-        )
-        assert row == (blake3(plain).digest(),)
+        assert digests[at] == blake3(plain).digest()
+    replica.close()
+
+
+def lies(replica: Replica) -> bytes:
+    """Return the bytes of a chunk that holds others' ids and plain digests, over junk."""
+    query = "SELECT id, digest FROM chunk"
+    parts = [random.Random(3).randbytes(1000)]
+    for number, digest in replica.on_database(lambda conn: list(conn.execute(query))):
+        junk = b"%032d" % number
+        parts += [segment.pack_chunk_header(number, CODEC_ZSTD, BLOCK_BYTES, digest, junk), junk]
+    return b"".join(parts).ljust(CHUNK_BYTES, b".")
+
+
+def with_old_chunks(folder: Path) -> Replica:
+    """Return a replica of one recovery point, whose segment is not appended to any more."""
+    replica = new_replica(folder)
+    ship(replica, "j1", made_of([bytes([at]) * BLOCK_BYTES for at in range(1, 41)]))
+    replica.leave_segment()
+    return replica
+
+
+def test_what_a_torn_chunk_holds_is_not_searched(tmp_path: Path) -> None:
+    """A folder is attached that was copied while an agent shipped."""
+    replica = with_old_chunks(tmp_path)
+    before = places(replica)
+    ship(replica, "j2", made_of([lies(replica)], "j2"))
+    number = replica.receiving_segment
+    replica.close()
+    path = segment.path_of(str(tmp_path / "segments"), number)
+    os.truncate(path, os.path.getsize(path) - 5000)
+    (tmp_path / "manifests" / "00000002.slm").unlink()
+    lose_index(tmp_path)
+    replica = open_replica(tmp_path)
+    assert places(replica) == before
+    replica.close()
+
+
+def test_a_chunk_found_behind_damage_is_what_its_plain_digest_says(tmp_path: Path) -> None:
+    replica = with_old_chunks(tmp_path)
+    before = places(replica)
+    ship(replica, "j2", made_of([lies(replica)], "j2"))
+    number = replica.receiving_segment
+    replica.close()
+    flip(tmp_path, number, segment.SEGMENT_HEADER_BYTES + 70)
+    lose_index(tmp_path)
+    replica = open_replica(tmp_path)
+    after = places(replica)
+    assert {chunk: after[chunk] for chunk in before} == before
+    replica.close()
+
+
+def test_a_chunk_found_behind_damage_takes_the_place_of_no_sound_one(tmp_path: Path) -> None:
+    """Not even with the true bytes: it may go with the chunk in which it lies."""
+    plains = [bytes([at]) * BLOCK_BYTES for at in range(1, 21)]
+    replica = new_replica(tmp_path)
+    ship(replica, "j1", made_of(plains))
+    before = places(replica)
+    replica.leave_segment()
+    copies = b"".join(chunk_in_file(number, plain) for number, plain in enumerate(plains, 1))
+    ship(replica, "j2", made_of([bytes(100) + copies.ljust(CHUNK_BYTES - 100, b".")], "j2"))
+    number = replica.receiving_segment
+    replica.close()
+    flip(tmp_path, number, segment.SEGMENT_HEADER_BYTES + 70)
+    lose_index(tmp_path)
+    replica = open_replica(tmp_path)
+    after = places(replica)
+    assert {chunk: after[chunk] for chunk in before} == before
+    replica.close()
+
+
+def test_what_the_store_wrote_has_its_id_before_what_a_file_holds(tmp_path: Path) -> None:
+    """Even where no manifest says yet which of them is meant: a job is being received."""
+    inner = [bytes([at]) * BLOCK_BYTES for at in range(100, 112)]
+    replica = new_replica(tmp_path, segment_limit_bytes=1)
+    ship(replica, "j1", made_of(cut(segment_of(inner))))
+    last = max(places(replica))
+    plains = [bytes([at]) * BLOCK_BYTES for at in range(1, 9)]
+    messages = made_of(plains, "j2")
+    replica.open_job(SERVER, open_of(replica, "j2"))
+    replica.take("j2", 1, messages)
+    assert last < max(places(replica)) <= len(inner)
+    flip(tmp_path, 1, segment.SEGMENT_HEADER_BYTES + 70)
+    replica.reindex()
+    replica.finish(end_of("j2", messages))
+    replica.close()
+    assert content(tmp_path, 2) == b"".join(plains)
+
+
+def test_half_a_write_is_not_read_while_the_index_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = with_old_chunks(tmp_path)
+    ship(replica, "j2", made_of([bytes(BLOCK_BYTES)], "j2"))
+    before = places(replica)
+    path = segment.path_of(replica.segments_folder, replica.receiving_segment)
+    fill, fills = replica._fill, 0
+
+    def fill_meanwhile(new: apsw.Connection, **options: Any) -> Any:
+        """Fill it the first time while a chunk is being written."""
+        nonlocal fills
+        fills += 1
+        if fills > 1:
+            return fill(new, **options)
+        size_bytes = os.path.getsize(path)
+        torn = chunk_in_file(max(before) + 1, lies(replica))[:-5000]
+        with open(path, "ab") as file:
+            file.write(torn + bytes(5000))
+        try:
+            return fill(new, **options)
+        finally:
+            os.truncate(path, size_bytes)
+            ship(replica, "j3", made_of([lies(replica)], "j3"))
+
+    monkeypatch.setattr(replica, "_fill", fill_meanwhile)
+    replica.reindex()
+    after = places(replica)
+    assert {chunk: after[chunk] for chunk in before} == before
+    assert named(replica)[1:] == (0, 0)
     replica.close()

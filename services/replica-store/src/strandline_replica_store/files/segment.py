@@ -154,6 +154,10 @@ class FoundChunk(NamedTuple):
     is_sound: bool
     in_sequence: bool
 
+    @property
+    def end(self) -> int:
+        return self.offset + CHUNK_HEADER_BYTES + self.header.stored_bytes
+
 
 SEARCH_BYTES = 1024 * 1024
 
@@ -162,39 +166,42 @@ def survey(path: str, start: int, *, to_the_end: bool) -> Iterator[FoundChunk]:
     """Yield the chunks from `start` on whose headers are sound.
 
     `to_the_end` passes over damage between them, else the first damage is the end. A chunk that the
-    end of the file cuts off is none: its write was torn.
+    end of the file cuts off is none: its write was torn, and all that follows its header is its
+    own. Where `start` is not the first chunk's place the one before it may have been found behind
+    damage: there, too, sound is only what has its plain digest.
     """
     size_bytes = os.path.getsize(path)
     in_sequence = True
     with open(path, "rb", buffering=1024 * 1024) as file:
         offset = start
         while offset < size_bytes:
-            file.seek(offset)
-            found = _chunk_here(file, offset, size_bytes, in_sequence=in_sequence)
-            if found is not None:
-                yield found
-                offset += CHUNK_HEADER_BYTES + found.header.stored_bytes
-            if not to_the_end and (found is None or not found.is_sound):
+            with_plain = not in_sequence or start > SEGMENT_HEADER_BYTES
+            found = _chunk_at(file, offset, in_sequence=in_sequence, with_plain=with_plain)
+            if found is not None and in_sequence and found.end > size_bytes:
                 return
-            if found is None:
+            if found is not None and (in_sequence or found.is_sound):
+                yield found
+                offset = found.end
+            else:
+                # Not where such a header says that its chunk ends: it may lie inside another one.
                 in_sequence = False
                 offset = _next_magic(file, offset + 1)
+            if not to_the_end and not (found is not None and found.is_sound):
+                return
 
 
-def _chunk_here(
-    file: BinaryIO, offset: int, size_bytes: int, *, in_sequence: bool
+def _chunk_at(
+    file: BinaryIO, offset: int, *, in_sequence: bool, with_plain: bool
 ) -> FoundChunk | None:
-    """Return the chunk that begins where the file stands, None when none does."""
+    """Return what has a chunk's header at this place, None when nothing does."""
+    file.seek(offset)
     head = file.read(CHUNK_HEADER_BYTES)
     try:
         header = parse_chunk_header(head)
     except Damaged:
         return None
-    if offset + CHUNK_HEADER_BYTES + header.stored_bytes > size_bytes:
-        return None
-    is_sound = _is_sound(head, file.read(header.stored_bytes), with_plain=not in_sequence)
-    # Stepping over a header that stands inside another chunk would be stepping over the next one.
-    return FoundChunk(offset, header, is_sound, in_sequence) if in_sequence or is_sound else None
+    is_sound = _is_sound(head, file.read(header.stored_bytes), with_plain=with_plain)
+    return FoundChunk(offset, header, is_sound, in_sequence)
 
 
 def _is_sound(head: bytes, stored: bytes, *, with_plain: bool) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import apsw
@@ -29,15 +29,22 @@ LEARNED_AT_ONCE_ROWS = 4096
 
 
 def agree_with_segments(
-    conn: apsw.Connection, folder: str, source: str, *, anew: bool, era: int
+    conn: apsw.Connection,
+    folder: str,
+    source: str,
+    *,
+    anew: bool,
+    era: int,
+    below: int | None = None,
 ) -> None:
     """Make chunk rows agree with segments: learn chunks, forget those whose bytes are not there.
 
     Committed chunks without bytes are damaged, staged ones are forgotten. `anew` makes rows of all
     that the segments hold, damage passed over; else what lies behind the first damage that the
-    index does not know was never relied on. Raises OSError, and Damaged for a segment of another
-    source.
+    index does not know was never relied on. Segments from `below` on are left alone. Raises
+    OSError, and Damaged for a segment of another source.
     """
+    conn.execute(_DOUBTFUL)
     retired = _retired(conn, folder)
     numbers = segment.numbers_in(folder)
     known = list(conn.execute("SELECT DISTINCT segment FROM chunk"))
@@ -45,7 +52,7 @@ def agree_with_segments(
         if missing not in numbers:
             _forget_bytes(conn, missing, 0)
     for number in numbers:
-        if number in retired:
+        if number in retired or (below is not None and number >= below):
             continue
         path = segment.path_of(folder, number)
         size_bytes, end_bytes = os.path.getsize(path), known_end(conn, number)
@@ -102,21 +109,58 @@ def learn(
     with index.transaction(conn):
         for found in segment.survey(path, max(start, SEGMENT_HEADER_BYTES), to_the_end=anew):
             head = found.header
-            if not found.in_sequence and head.id >> index.ERA_SHIFT > era:
-                # No id of this replica: part of a file that looks like a chunk.
-                continue
             row = index.ChunkRow(
                 head.id, head.plain_digest, head.plain_bytes, head.stored_bytes,
                 head.codec, number, found.offset,
             )  # fmt: skip
-            if found.is_sound:
+            if found.in_sequence and found.is_sound:
                 sound.append(row)
-            if not found.is_sound or len(sound) >= LEARNED_AT_ONCE_ROWS:
-                index.add_found(conn, sound)
-                sound = []
+                if len(sound) < LEARNED_AT_ONCE_ROWS:
+                    continue
+            _add_sound(conn, sound)
+            sound = []
             if not found.is_sound:
                 index.add_bad_chunk(conn, row)
-        index.add_found(conn, sound)
+            # An id of a later era is none of this replica: part of a file that looks like a chunk.
+            elif not found.in_sequence and head.id >> index.ERA_SHIFT <= era:
+                _add_doubtful(conn, row)
+        _add_sound(conn, sound)
+
+
+_DOUBTFUL = "CREATE TEMP TABLE IF NOT EXISTS doubtful (id INTEGER PRIMARY KEY)"
+"""The ids of which nothing was known before a chunk was found behind damage that has them."""
+_IS_DOUBTFUL = "SELECT 1 FROM temp.doubtful WHERE id = ?"
+_ADD_OTHER = "INSERT OR REPLACE INTO temp.other_copy VALUES (?, ?, ?, ?, ?, ?)"
+_PUT_ASIDE = (
+    "INSERT OR REPLACE INTO temp.other_copy"
+    " SELECT id, digest, stored_bytes, codec, segment, offset FROM chunk WHERE id = ? AND staged"
+)
+
+
+def _add_sound(conn: apsw.Connection, rows: Sequence[index.ChunkRow]) -> None:
+    """Add chunks found in sequence: the store wrote them. What is doubtful makes way for them."""
+    if conn.execute("SELECT 1 FROM temp.doubtful LIMIT 1").fetchone() is not None:
+        for row in rows:
+            if conn.execute(_IS_DOUBTFUL, row[:1]).fetchone() is not None:
+                conn.execute(_PUT_ASIDE, row[:1])
+                conn.execute("DELETE FROM chunk WHERE id = ? AND staged", row[:1])
+                conn.execute("DELETE FROM temp.doubtful WHERE id = ?", row[:1])
+    index.add_found(conn, rows)
+
+
+def _add_doubtful(conn: apsw.Connection, row: index.ChunkRow) -> None:
+    """Add a sound chunk found behind damage: it may be part of a file that holds such bytes.
+
+    It counts where no other sound one of its id is known, and where a manifest names its digest.
+    """
+    known = conn.execute("SELECT digest, bad FROM chunk WHERE id = ?", row[:1]).fetchone()
+    if known is None:
+        conn.execute("INSERT OR IGNORE INTO temp.doubtful VALUES (?)", row[:1])
+    if known is None or known == (row.digest, 1):
+        index.add_chunks(conn, [row])
+    elif known[0] != row.digest:
+        place = (row.stored_bytes, row.codec, row.segment, row.offset)
+        conn.execute(_ADD_OTHER, (row.id, row.digest, *place))
 
 
 def _check_owner(path: str, number: int, source: str) -> None:

@@ -43,13 +43,20 @@ def begin(path: str) -> apsw.Connection:
 
 
 def fill(
-    conn: apsw.Connection, segments_folder: str, manifests_folder: str, source: str, *, era: int
+    conn: apsw.Connection,
+    segments_folder: str,
+    manifests_folder: str,
+    source: str,
+    *,
+    era: int,
+    below: int | None = None,
 ) -> Damaged | None:
     """Bring an index up to what segments and manifests hold; again, to what was added since.
 
-    Returns what keeps the newest of the recovery points out of it, None when all are in.
+    Segments from `below` on are left for the next time. Returns what keeps the newest of the
+    recovery points out of it, None when all are in.
     """
-    recovery.agree_with_segments(conn, segments_folder, source, anew=True, era=era)
+    recovery.agree_with_segments(conn, segments_folder, source, anew=True, era=era, below=below)
     found = recovery.find_manifests(manifests_folder)
     known = index.newest_point(conn)
     newer = sorted({*found.heads, *found.chain.lost} - {*found.chain.leftover})

@@ -19,7 +19,7 @@ from strandline_contracts.events import DamageFound, PointsDropped
 from strandline_contracts.points import RecoveryPoint
 from strandline_contracts.shipping import Chunk
 from strandline_replica_store.errors import Busy, Damaged, StoreError, means_damage, translated
-from strandline_replica_store.files import durable, manifest
+from strandline_replica_store.files import durable, manifest, segment
 from strandline_replica_store.replica import index, mend, recovery, reindex
 from strandline_replica_store.replica.core import (
     RESERVE_BYTES,
@@ -144,7 +144,7 @@ class Replica(Receiving):
         finally:
             self._rebuilding = False
 
-    def _fill(self, new: apsw.Connection) -> Damaged | None:
+    def _fill(self, new: apsw.Connection, *, below: int | None = None) -> Damaged | None:
         self._made_anew = True
         return reindex.fill(
             new,
@@ -152,7 +152,14 @@ class Replica(Receiving):
             self.manifests_folder,
             self.identity.source,
             era=era_of(self.folder),
+            below=below,
         )
+
+    def _first_growing(self) -> int:
+        """Return from which segment on writes may be under way: without the lock half is seen."""
+        with self._lock:
+            newest = max(segment.numbers_in(self.segments_folder), default=0)
+            return self._segments.number or newest + 1
 
     def _put_in_place(
         self,
@@ -214,9 +221,10 @@ class Replica(Receiving):
             self._rewrite_stale()
             with translated():
                 new = reindex.begin(self.index_path)
-                broken = self._fill(new)
+                broken = self._fill(new, below=self._first_growing())
             with self._working():
-                # What came meanwhile.
+                # What was cut off meanwhile, then what came.
+                reindex.forget_undone(self._conn, new)
                 broken = broken or self._fill(new)
                 if broken is not None:
                     new.close()
