@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from strandline_contracts.points import (
     Extent,
     Name,
 )
+from strandline_replica_store.errors import DiskError
 from strandline_replica_store.files import segment
 from strandline_replica_store.replica.replica import Replica
 from support.replicas import (
@@ -252,4 +254,61 @@ def test_half_a_write_is_not_read_while_the_index_is_made_anew(
     after = places(replica)
     assert {chunk: after[chunk] for chunk in before} == before
     assert named(replica)[1:] == (0, 0)
+    replica.close()
+
+
+def halves(folder: Path) -> int:
+    """Make a replica of three segments, a chunk's header in the second damaged; return chunks."""
+    plains = [bytes([at]) * CHUNK_BYTES for at in range(1, 31)]
+    replica = new_replica(folder, segment_limit_bytes=10 * CHUNK_BYTES)
+    ship(replica, "j1", made_of(plains))
+    number, offset = places(replica)[12]
+    assert number == 2
+    replica.close()
+    flip(folder, number, offset + 70)
+    return len(plains)
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_making_a_deleted_index_may_be_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_empty: bool
+) -> None:
+    count = halves(tmp_path)
+    lose_index(tmp_path)
+    if is_empty:
+        (tmp_path / "index.db").write_bytes(b"")
+    survey = segment.survey
+
+    def unreadable(path: str, *args: Any, **options: Any) -> Any:
+        if path.endswith("2.sls"):
+            raise OSError(errno.EIO, "Input/output error")
+        return survey(path, *args, **options)
+
+    monkeypatch.setattr(segment, "survey", unreadable)
+    with pytest.raises(DiskError):
+        open_replica(tmp_path)
+    monkeypatch.setattr(segment, "survey", survey)
+    replica = open_replica(tmp_path)
+    assert named(replica) == (count, 1, 1)
+    replica.close()
+
+
+def test_an_index_that_was_set_back_is_made_anew(tmp_path: Path) -> None:
+    """Its log was lost, and with it where the chunks of newer points lie: one is damaged."""
+    replica = new_replica(tmp_path)
+    ship(replica, "j1", made_of([b"1" * BLOCK_BYTES]))
+    replica.close()
+    old = (tmp_path / "index.db").read_bytes()
+    replica = open_replica(tmp_path)
+    ship(replica, "j2", made_of([bytes([at]) * BLOCK_BYTES for at in range(10)], "j2"))
+    number, offset = places(replica)[4]
+    replica.close()
+    flip(tmp_path, number, offset + 70)
+    (tmp_path / "index.db").write_bytes(old)
+    replica = open_replica(tmp_path)
+    assert named(replica) == (11, 1, 1)
+    replica.close()
+    # What is lost for good is no reason to do so each time.
+    replica = open_replica(tmp_path)
+    assert not replica._made_anew
     replica.close()

@@ -175,9 +175,23 @@ def _check_owner(path: str, number: int, source: str) -> None:
         raise Damaged(f"{path} is segment {found[0]} of source {found[1]}")
 
 
-def has_lost_chunks(conn: apsw.Connection) -> bool:
-    """Tell whether a manifest names a chunk of which no segment has a copy that can be told."""
-    return conn.execute("SELECT 1 FROM chunk WHERE segment = 0 LIMIT 1").fetchone() is not None
+def lost_chunks(conn: apsw.Connection) -> int:
+    """Return how many chunks manifests name of which no segment has a copy that can be told."""
+    return int(conn.execute("SELECT count(*) FROM chunk WHERE segment = 0").get)
+
+
+class Incomplete(Exception):
+    """An index that lacks what segments and manifests hold: more than one that is late does."""
+
+
+def check_begun(conn: apsw.Connection, folder: str, found: Found) -> None:
+    """Raise Incomplete for an index that holds nothing beside segments or manifests.
+
+    It is made anew beside, not here: what is filled only in part looks like one that is late.
+    """
+    known = conn.execute("SELECT EXISTS (SELECT 1 FROM chunk) OR EXISTS (SELECT 1 FROM point)").get
+    if not known and (found.heads or segment.numbers_in(folder)):
+        raise Incomplete("there was none")
 
 
 def forget_torn(conn: apsw.Connection) -> None:

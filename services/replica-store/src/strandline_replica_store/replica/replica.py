@@ -60,7 +60,7 @@ class Replica(Receiving):
         try:
             self._open_index(found)
             self._come_to_rest()
-        except index.Outdated as error:
+        except (index.Outdated, recovery.Incomplete) as error:
             self._make_index_anew(str(error), is_damage=False)
             self._come_to_rest()
         except recovery.IndexOfAnother as error:
@@ -87,7 +87,7 @@ class Replica(Receiving):
     def _open_index(self, found: recovery.Found) -> None:
         """Open the index and make it agree with segments and manifests."""
         self._index = index.connect(self.index_path)
-        # One that was deleted is made anew here.
+        recovery.check_begun(self._conn, self.segments_folder, found)
         self._made_anew = self._conn.execute("SELECT 1 FROM chunk LIMIT 1").fetchone() is None
         recovery.agree_with_segments(
             self._conn,
@@ -103,14 +103,19 @@ class Replica(Receiving):
                 self._forget_points(differing.steps, reason)
         self._lost = differing.lost
         self._newest = index.newest_point(self._conn)
+        known = recovery.lost_chunks(self._conn)
         self._behind = True
         self._catch_up()
+        # Behind the first damage nothing was learned, but recovery points that the index had lost
+        # may name what lies there. Where it alone knows what manifests said it stays.
+        if recovery.lost_chunks(self._conn) > known and not self._made_anew and not self._lost:
+            raise recovery.Incomplete("it lacks chunks that manifests name")
 
     def _come_to_rest(self) -> None:
         """Cut off what is torn, and go on with the job that was being received."""
         # Before what is torn is forgotten: its id was given, and its header may still be found.
         self._find_next_chunk()
-        is_whole = self._broken is None and not recovery.has_lost_chunks(self._conn)
+        is_whole = self._broken is None and not recovery.lost_chunks(self._conn)
         if is_whole and not self._made_anew:
             recovery.forget_torn(self._conn)
             self._segments.recover(*recovery.last_end(self._conn, self.segments_folder))
