@@ -62,6 +62,7 @@ ROOT = 1  # the file id of the root folder
 DATA, HOLE, ZERO = range(3)  # kinds of extent
 HEAD, DELTA, TAIL = 1, 2, 3  # types of frame
 NEVER = 2**62  # behind the last block of any file
+MOST = 2**63 - 1  # that SQLite, ids and times in nanoseconds can be
 MAX_PLAIN_CHUNK_BYTES, MAX_STORED_CHUNK_BYTES = 131072, 132096
 MAX_FRAME_BYTES = 8 << 20
 MAX_CACHED_CHUNKS = 256  # 32 MiB
@@ -350,8 +351,8 @@ def chunk_header(data: bytes) -> ChunkHeader | None:
     _, version, codec, cipher, _, chunk, plain, stored, _, _, of_plain, of_stored, check = (
         CHUNK.unpack_from(data)
     )
-    sizes_fit = plain <= MAX_PLAIN_CHUNK_BYTES and stored <= MAX_STORED_CHUNK_BYTES
-    if version != 1 or not sizes_fit or blake3(data[:136]).digest()[:8] != check:
+    fits = plain <= MAX_PLAIN_CHUNK_BYTES and stored <= MAX_STORED_CHUNK_BYTES and chunk <= MOST
+    if version != 1 or not fits or blake3(data[:136]).digest()[:8] != check:
         return None
     return ChunkHeader(codec, cipher, chunk, plain, stored, of_plain, of_stored)
 
@@ -556,6 +557,14 @@ AND start + blocks > :start
 """
 
 
+ODD = (ValueError, OverflowError)  # a value that Python, SQLite or the system cannot take
+
+
+def nearest(number: int) -> int:
+    """The number, or the nearest that can be kept: an impossible one harms nothing but itself."""
+    return max(-MOST, min(number, MOST))
+
+
 class Inode(NamedTuple):
     file: int
     type: str
@@ -597,7 +606,7 @@ class State:
         try:
             for delta in manifest.deltas():
                 self.apply_delta(delta)
-        except (ValueError, TypeError, sqlite3.IntegrityError, sqlite3.InterfaceError) as error:
+        except (*ODD, TypeError, sqlite3.IntegrityError, sqlite3.InterfaceError) as error:
             raise Damage(f"{manifest.name} is not as the format says: {error}") from error
         self.db.execute("COMMIT")
         self.number = manifest.number
@@ -624,12 +633,13 @@ class State:
         target: bytes, xattrs: Iterable[Any], changing: bool,
     ) -> None:  # fmt: skip
         """Replace the record of this file; its size ends the extents behind it."""
-        row = (file, kind, mode, uid, gid, size, mtime_ns, atime_ns, rdev, target, changing)
+        numbers = map(nearest, (mode & 0o7777, uid, gid, size, mtime_ns, atime_ns, rdev))
+        row = (file, kind, *numbers, target, changing)
         self.db.execute("INSERT OR REPLACE INTO inode VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
         self.db.execute("DELETE FROM xattr WHERE file = ?", (file,))
         rows = ((file, name, value) for name, value, *_ in xattrs)
-        self.db.executemany("INSERT INTO xattr VALUES (?, ?, ?)", rows)
-        self.cut(file, -(-size // BLOCK), NEVER)
+        self.db.executemany("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", rows)
+        self.cut(file, -(-nearest(size) // BLOCK), NEVER)
 
     def put_extent(
         self, file: int, start: int, blocks: int, kind: int, chunk: int, chunk_block: int
@@ -776,6 +786,13 @@ def open_below(root: int, path: Path) -> int:
     return folder
 
 
+def reason(error: Exception) -> str:
+    """Why a file, or something of it, cannot be made; raises what no other file escapes."""
+    if getattr(error, "errno", None) in HOPELESS:
+        raise error
+    return getattr(error, "strerror", None) or str(error)
+
+
 class Restore:
     """Writes files of a state below the folder `root` and nowhere else."""
 
@@ -829,10 +846,8 @@ class Restore:
         except Damage as error:
             self.harm(path, str(error))
             return ""
-        except OSError as error:
-            if error.errno in HOPELESS:
-                raise
-            self.leave_out(path, error.strerror or str(error))
+        except (OSError, *ODD) as error:
+            self.leave_out(path, reason(error))
             return ""
         self.files += 1
         return inode.type
@@ -876,6 +891,8 @@ class Restore:
         for start, blocks, kind, chunk, chunk_block in self.state.extents(inode.file):
             at = start * BLOCK
             count = min(blocks * BLOCK, inode.size - at)
+            if count <= 0:  # an extent behind the end of the file is none of it
+                continue
             if kind == ZERO:
                 os.posix_fallocate(fd, at, count)
                 continue
@@ -919,7 +936,7 @@ class Restore:
         """Owner, xattrs, mode, times: in the order in which none undoes another."""
         fd = os.open(path[-1], os.O_PATH | os.O_NOFOLLOW, dir_fd=here)
         itself = f"/proc/self/fd/{fd}"  # leads to this very file, even when that is a symlink
-        mode = stat.S_IMODE(inode.mode)
+        mode = inode.mode
         if not self.attempt(path, "owner", os.chown, itself, inode.uid, inode.gid):
             mode &= 0o1777  # setuid and setgid were meant for the true owner
         there = os.listxattr(itself) if inode.type != "l" else []
@@ -936,13 +953,12 @@ class Restore:
     def attempt(self, path: Path, what: str, action: Callable[..., None], *arguments: Any) -> bool:
         try:
             action(*arguments)
-        except OSError as error:
-            if error.errno in HOPELESS:
-                raise
+        except (OSError, *ODD) as error:
+            why = reason(error)
             if what == "owner" and os.geteuid() != 0:
                 self.foreign += 1
             else:
-                self.leave_out(path, f"{what}: {error.strerror}")
+                self.leave_out(path, f"{what}: {why}")
             return False
         return True
 
@@ -1098,7 +1114,7 @@ def list_command(replica: Replica, options: argparse.Namespace) -> tuple[Json, i
     entries = []
     for name, inside in found:
         inode = state.inode(inside)
-        entry = {"name": name_document(name), "type": inode.type, "mode": stat.S_IMODE(inode.mode)}
+        entry = {"name": name_document(name), "type": inode.type, "mode": inode.mode}
         entry |= {"uid": inode.uid, "gid": inode.gid, "size": inode.size}
         entry |= {"mtime": time_text(inode.mtime_ns), "changing": bool(inode.changing)}
         entry["target"] = name_document(inode.target) if inode.type == "l" else None

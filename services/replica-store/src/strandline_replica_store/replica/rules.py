@@ -12,6 +12,7 @@ from strandline_contracts.points import (
     EXTENT_HOLE,
     EXTENT_ZERO,
     Extent,
+    Inode,
     RecoveryPoint,
 )
 from strandline_contracts.shipping import Batch, JobOnStore, Open
@@ -20,6 +21,7 @@ from strandline_replica_store.errors import BadDelta, Fenced, Inconsistent
 MAX_BLOCK = 1 << 51
 """Blocks of a file are numbered below this: 8 EiB."""
 MAX_ID = (1 << 63) - 1
+MAX_OWNER = MAX_MODE = (1 << 32) - 1
 _JOB = re.compile(r"[0-9A-Za-z_-]{1,64}\Z")
 
 
@@ -129,10 +131,24 @@ def _resolved(extent: Extent, ids: list[int], plain_bytes: list[int]) -> Extent:
     raise BadDelta(f"an extent of unknown kind: {extent}")
 
 
+def _can_be(inode: Inode) -> bool:
+    """Tell whether a file of any system may be so: who restores it would stumble over the rest."""
+    texts = (inode.target, *(name for name, _ in inode.xattrs))
+    return (
+        0 < inode.file <= MAX_ID
+        and 0 <= inode.size <= MAX_BLOCK * BLOCK_BYTES
+        and all(0 <= owner <= MAX_OWNER for owner in (inode.uid, inode.gid))
+        and 0 <= inode.mode <= MAX_MODE
+        and 0 <= inode.rdev <= MAX_ID
+        and all(-MAX_ID <= time_ns <= MAX_ID for time_ns in (inode.mtime_ns, inode.atime_ns))
+        and not any(b"\0" in text for text in texts)
+    )
+
+
 def check_records(batch: Batch) -> None:
     """Raise BadDelta when a batch's inodes, names or gone things cannot be."""
     for inode in batch.inodes:
-        if not 0 < inode.file <= MAX_ID or not 0 <= inode.size <= MAX_BLOCK * BLOCK_BYTES:
+        if not _can_be(inode):
             raise BadDelta(f"an inode that cannot be: {inode.file}, {inode.size} bytes")
     for name in batch.names:
         if name.name in (b"", b".", b"..") or b"/" in name.name or b"\0" in name.name:
