@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import apsw
 import pytest
 from blake3 import blake3
 
+from strandline_contracts.codec import encode
 from strandline_contracts.points import (
     BLOCK_BYTES,
     CHUNK_BYTES,
@@ -21,9 +24,14 @@ from strandline_contracts.points import (
     Extent,
     Name,
 )
-from strandline_replica_store.errors import DiskError
+from strandline_contracts.reading import ExtentPage, Extents
+from strandline_replica_store.compaction.compact import Limits, compact
+from strandline_replica_store.errors import DiskError, StoreError
 from strandline_replica_store.files import segment
 from strandline_replica_store.replica.replica import Replica
+from strandline_replica_store.service.answers import FIRST_EXTENT, Answers
+from strandline_replica_store.store.store import Store
+from strandline_runtime.bus import Request
 from support.replicas import (
     SERVER,
     SOURCE,
@@ -32,6 +40,7 @@ from support.replicas import (
     content,
     end_of,
     inode,
+    leases_at_rest,
     new_replica,
     open_of,
     open_replica,
@@ -312,3 +321,88 @@ def test_an_index_that_was_set_back_is_made_anew(tmp_path: Path) -> None:
     replica = open_replica(tmp_path)
     assert not replica._made_anew
     replica.close()
+
+
+def moved_half_way(store: Store, *, is_stopped: bool) -> None:
+    """Leave a replica whose first file's blocks compaction has just moved to a newer chunk."""
+    store.create(SOURCE, "data", "files")
+    replica = store.replica(SOURCE)
+    replica.segment_limit_bytes = 1
+    made = random.Random(4)
+    one, two = made.randbytes(CHUNK_BYTES), made.randbytes(CHUNK_BYTES)
+    inodes = [inode(1, kind="d"), inode(2, CHUNK_BYTES), inode(3, CHUNK_BYTES)]
+    messages = [batch("j1", 0, inodes=inodes, names=[Name(1, b"a", 2), Name(1, b"b", 3)])]
+    for file, plain in ((2, one), (3, two)):
+        chunks = [chunk(plain, CODEC_RAW)]
+        extents = [Extent(file, 0, 32, 0, 0, 0)]
+        messages.append(batch("j1", file - 1, chunks=chunks, extents=extents))
+    ship(replica, "j1", messages)
+    replica.leave_segment()
+    ship(replica, "j2", [batch("j2", 0, inodes=[inode(2, CHUNK_BYTES // 2)])])
+    replica.drop([1], "retention")
+    steps: list[int] = []
+
+    def may_go_on() -> bool:
+        steps.append(1)
+        if is_stopped:
+            return len(steps) < 2
+        if len(steps) == 2:
+            raise DiskError("the disk fails")
+        return True
+
+    with suppress(DiskError):
+        compact(replica, leases_at_rest(), force=True, limits=Limits(may_go_on=may_go_on))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(str(tmp_path / "store"), name="store-1", site="hq", reserve_bytes=0)
+    yield store
+    store.close()
+
+
+def test_what_compaction_moved_stays_moved_when_it_gives_way(store: Store) -> None:
+    moved_half_way(store, is_stopped=True)
+    replica = store.replica(SOURCE)
+    find = "SELECT file, start, blocks, chunk FROM extent ORDER BY file, start"
+    before = replica.on_database(lambda conn: list(conn.execute(find)))
+    assert before == [(2, 0, 16, 3), (3, 0, 32, 2)]
+    replica.index_is_damaged(replica.index_generation, "so we say")
+    assert replica.on_database(lambda conn: list(conn.execute(find))) == before
+    assert not replica.order_generation
+
+
+class Everyone:
+    """An admission that lets everyone read."""
+
+    async def reader(self, *_: Any) -> list[bytes]:
+        return []
+
+
+async def test_a_cursor_of_before_is_refused_where_blocks_have_gone_back(store: Store) -> None:
+    """In order of chunk a restore has passed the place to which they went."""
+    moved_half_way(store, is_stopped=False)
+    replica = store.replica(SOURCE)
+    with ThreadPoolExecutor(1) as threads:
+        answers = Answers(store, Any, Everyone(), threads, max_answer_bytes=1 << 20)  # type: ignore[arg-type]
+
+        async def page(caller: str, after: tuple[int, int, int], *files: int) -> list[int]:
+            asked = Extents(source=SOURCE, point=2, files=list(files), after=after, limit=1)
+            found = await answers.extents(Request(caller, encode(asked)))
+            assert isinstance(found, ExtentPage)
+            return [extent.file for extent in found.extents]
+
+        assert await page("agent-a", FIRST_EXTENT) == [3]
+        replica.index_is_damaged(replica.index_generation, "so we say")
+        replica.points()
+        # What is behind chunk 2 now is nothing: file 2 lies in chunk 1 again.
+        with pytest.raises(StoreError) as caught:
+            await page("agent-a", (2, 3, 0))
+        assert (caught.value.code, caught.value.retryable) == ("store.order_lost", False)
+        # Who begins now has an order of his own, others who began before do not.
+        assert await page("agent-a", FIRST_EXTENT) == [2]
+        assert await page("agent-a", (1, 2, 0)) == [3]
+        with pytest.raises(StoreError):
+            await page("agent-b", (1, 2, 0))
+        with pytest.raises(StoreError):
+            await page("agent-a", (1, 2, 0), 3)

@@ -151,15 +151,21 @@ class _Compaction:
         report = self._report
         try:
             with translated():
-                self._settle()
-                self._rounds()
-                self._take_note()
-        except _Stopped:
-            report.is_complete, report.reason = False, "it was stopped"
+                self._work()
         except Full as error:
             report.is_complete, report.reason = False, error.message
         report.waiting_bytes = sum(map(self._size, self._retired()))
         return report
+
+    def _work(self) -> None:
+        try:
+            self._settle()
+            self._rounds()
+            self._take_note()
+        except _Stopped:
+            self._report.is_complete, self._report.reason = False, "it was stopped"
+            # An index that has to be made anew must not put blocks back to where they were.
+            self._rewrite_stale()
 
     def _rounds(self) -> None:
         survey = self._survey()
@@ -401,6 +407,10 @@ class _Compaction:
 
     def _settle(self) -> None:
         """Rewrite the manifests that name chunks from which blocks have moved; then let go."""
+        self._rewrite_stale()
+        self._let_go()
+
+    def _rewrite_stale(self) -> None:
         rows = self._conn.execute("SELECT point FROM stale ORDER BY point")
         stale = [point for (point,) in rows]
         if stale:
@@ -410,7 +420,6 @@ class _Compaction:
                     "DELETE FROM stale WHERE point = ?", ((point,) for point in stale)
                 )
             )
-        self._let_go()
 
     def _retire(self, numbers: Iterable[int]) -> None:
         """Retire those of the segments that hold nothing that is needed; let go of what can be."""

@@ -156,6 +156,9 @@ class ReplicaCore:
         self._closed = False
         self.index_generation = next_generation()
         """Another each time that the index is opened or made anew: who reads opens it again."""
+        self.order_generation = 0
+        """Another, higher, each time that extents may have gone back to chunks from which they were
+        moved: who has read a page of extents, in order of chunk, may have passed those already."""
 
     @property
     def _conn(self) -> apsw.Connection:
@@ -228,9 +231,15 @@ class ReplicaCore:
         return self._newest
 
     @contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Hold the replica; raise Busy at once while a thread works in it."""
+        with at_once(self._lock):
+            yield
+
+    @contextmanager
     def unused(self) -> Iterator[None]:
-        """Hold the replica while nobody works in it; raise Busy at once where somebody does."""
-        with at_once(self.rewriting), at_once(self._lock):
+        """Hold the replica as `without_waiting` does, and while nobody moves its chunks."""
+        with at_once(self.rewriting), self.without_waiting():
             yield
 
     @property

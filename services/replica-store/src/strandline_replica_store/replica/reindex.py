@@ -115,6 +115,14 @@ def take_over(old: apsw.Connection, conn: apsw.Connection) -> set[int]:
     return {number for (number,) in _readable(old, "SELECT number FROM point")}
 
 
+def is_settled(old: apsw.Connection) -> bool:
+    """Tell whether manifests surely name the very chunks that an index does."""
+    try:
+        return old.execute("SELECT 1 FROM stale LIMIT 1").fetchone() is None
+    except apsw.Error:
+        return False
+
+
 def forget_undone(old: apsw.Connection, conn: apsw.Connection) -> None:
     """Forget staged chunks that the old index does not know: their batch was taken back."""
     staged = conn.execute("SELECT id, segment, offset FROM chunk WHERE staged")

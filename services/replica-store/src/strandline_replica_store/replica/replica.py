@@ -60,7 +60,12 @@ class Replica(Receiving):
         try:
             self._open_index(found)
             self._come_to_rest()
-        except (index.Outdated, recovery.Incomplete) as error:
+        except index.Outdated as error:
+            self._make_index_anew(str(error), is_damage=False)
+            self._come_to_rest()
+        except recovery.Incomplete as error:
+            # What was moved is among what it lacks.
+            self.order_generation = next_generation()
             self._make_index_anew(str(error), is_damage=False)
             self._come_to_rest()
         except recovery.IndexOfAnother as error:
@@ -142,6 +147,8 @@ class Replica(Receiving):
         logger().error("index.made_anew", source=self.identity.source, reason=reason)
         try:
             old = self._index or reindex.connect_to_rest(self.index_path)
+            if old is None or not reindex.is_settled(old):
+                self.order_generation = next_generation()
             new = reindex.begin(self.index_path)
             broken = self._fill(new)
             self._put_in_place(new, old, broken, reason if is_damage else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -52,6 +53,8 @@ MAX_PATHS = 1000
 MAX_FILES = 1000
 MAX_EXTENTS = 8192
 MAX_CHUNKS = 64
+MAX_CURSORS = 4096
+FIRST_EXTENT = (-1, 0, 0)
 ENTRIES_AT_ONCE = 1024
 ANSWER_EXTRA_BYTES = 1024
 """What an answer's own fields take beside its records."""
@@ -86,6 +89,7 @@ class Answers:
         self._admission = admission
         self._executor = executor
         self._room_bytes = max_answer_bytes - ANSWER_EXTRA_BYTES
+        self._cursors = _Cursors()
         self._log = logger()
 
     def handlers(self) -> dict[str, Handler]:
@@ -125,8 +129,8 @@ class Answers:
         if found is OpenVerdict.MISMATCH:
             return Mismatch(newest=lane.replica.newest)
         point = found if isinstance(found, RecoveryPoint) else None
-        holds = await self._receiver.run(lane.replica.holds_chunks)
-        damaged = await self._receiver.run(lane.replica.on_database, mend.has_lost)
+        holds = await lane.run(lane.replica.holds_chunks)
+        damaged = await lane.run(lane.replica.on_database, mend.has_lost)
         return Opened(
             credit_bytes=CREDIT_BYTES,
             credit_batches=CREDIT_BATCHES,
@@ -151,7 +155,7 @@ class Answers:
     async def _why_not_open(self, lane: Lane, asked: Want) -> StoreError:
         """Return what ended the attempt: the agent may ask before it hears of that."""
         name = f"job {asked.job}, attempt {asked.attempt}"
-        ended = await self._receiver.run(lane.replica.waited, asked.job, asked.attempt)
+        ended = await lane.run(lane.replica.waited, asked.job, asked.attempt)
         if ended.state != "failed":
             return Fenced(f"{name}, is not open")
         return StoreError(
@@ -193,7 +197,7 @@ class Answers:
         asked = decode(request.data, Mend)
         await self._may_mend(request.caller, asked.source)
         lane = await self._receiver.lane(asked.source)
-        mended = await self._receiver.run(lane.replica.mend, asked.chunks, request.caller)
+        mended = await lane.run(lane.replica.mend, asked.chunks, request.caller)
         if mended:
             self._log.info("damage.repaired", source=asked.source, chunks=len(mended))
             self._receiver.on_change(asked.source)
@@ -271,6 +275,7 @@ class Answers:
     async def list(self, request: Request) -> Message:
         """List -> Listing."""
         asked = decode(request.data, reading.List)
+        _at_most(len(asked.folders), MAX_FILES, "folders")
         return await self._scoped(request, asked, self._list)
 
     def _list(self, reader: Reader, scope: Scope, asked: reading.List) -> Message:
@@ -299,7 +304,27 @@ class Answers:
         """Extents -> ExtentPage."""
         asked = decode(request.data, reading.Extents)
         _at_most(len(asked.files), MAX_FILES, "files")
-        return await self._scoped(request, asked, self._extents)
+        cursor = hash((request.caller, asked.source, asked.point, tuple(asked.files)))
+        if asked.after == FIRST_EXTENT:
+            # Looked at before the page is read, and else after that: between, another index may
+            # have been put in the place of the one that it was of.
+            order = await self._order_of(asked.source)
+            page = await self._scoped(request, asked, self._extents)
+            self._cursors.begin(cursor, order)
+            return page
+        page = await self._scoped(request, asked, self._extents)
+        if await self._order_of(asked.source) > self._cursors.order_of(cursor):
+            raise StoreError(
+                "the index was made anew: some of what lay behind the cursor lies before it now",
+                code="store.order_lost",
+                hint="Start again from the first extent: run the restore again.",
+            )
+        return page
+
+    async def _order_of(self, source: str) -> int:
+        loop = asyncio.get_running_loop()
+        replica = await loop.run_in_executor(self._executor, self._store.replica, source)
+        return replica.order_generation
 
     def _extents(self, reader: Reader, scope: Scope, asked: reading.Extents) -> Message:
         if not asked.files and not scope.whole:
@@ -377,6 +402,25 @@ class Answers:
                 return work(reader, *values)
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, lent)
+
+
+class _Cursors:
+    """In which order of extents those began who read them page by page."""
+
+    def __init__(self) -> None:
+        self._orders: OrderedDict[int, int] = OrderedDict()
+
+    def begin(self, cursor: int, order: int) -> None:
+        """Take note of a first page. 0: no order was lost yet, there is nothing to know."""
+        if order:
+            self._orders[cursor] = order
+            self._orders.move_to_end(cursor)
+            if len(self._orders) > MAX_CURSORS:
+                self._orders.popitem(last=False)
+
+    def order_of(self, cursor: int) -> int:
+        """Return the order in which a reader began; 0 when that is not known."""
+        return self._orders.get(cursor, 0)
 
 
 def _at_most(count: int, limit: int, what: str) -> None:
