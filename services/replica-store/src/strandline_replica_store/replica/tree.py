@@ -279,21 +279,24 @@ def blocks_of(
     conn: apsw.Connection, point: int, file: int, start: int, end: int
 ) -> Iterator[Extent]:
     """Yield the extents of `file` that touch blocks `start` to `end` - 1, in order."""
-    live = conn.execute(
-        "SELECT file, start, blocks, kind, chunk, chunk_block FROM extent WHERE file = ?1"
-        " AND start >= coalesce((SELECT max(start) FROM extent WHERE file = ?1 AND start <= ?2),"
-        " ?2) AND start < ?3"
-        " AND start + blocks > ?2 AND born <= ?4 ORDER BY start",
-        (file, start, end, point),
-    )
-    past = conn.execute(
-        "SELECT file, start, blocks, kind, chunk, chunk_block FROM extent_past"
-        " WHERE file = ?1 AND start < ?3"
-        " AND start + blocks > ?2 AND born <= ?4 AND died > ?4 ORDER BY start",
-        (file, start, end, point),
-    )
-    for row in heapq.merge(live, past):
-        yield Extent(*row)
+    with index.one_view(conn):
+        live = conn.execute(
+            "SELECT file, start, blocks, kind, chunk, chunk_block FROM extent WHERE file = ?1"
+            " AND start >= coalesce("
+            "(SELECT max(start) FROM extent WHERE file = ?1 AND start <= ?2), ?2) AND start < ?3"
+            " AND start + blocks > ?2 AND born <= ?4 ORDER BY start",
+            (file, start, end, point),
+        )
+        past: Iterable[tuple[int, ...]] = ()
+        if _has_past(conn, point):
+            past = conn.execute(
+                "SELECT file, start, blocks, kind, chunk, chunk_block FROM extent_past"
+                " WHERE file = ?1 AND start < ?3"
+                " AND start + blocks > ?2 AND born <= ?4 AND died > ?4 ORDER BY start",
+                (file, start, end, point),
+            )
+        for row in heapq.merge(live, past):
+            yield Extent(*row)
 
 
 def chunk_rows(conn: apsw.Connection, ids: Sequence[int]) -> dict[int, tuple[ChunkRow, bool]]:
