@@ -220,6 +220,7 @@ async def test_reading_a_point(
     assert digests.digests == blake3(plain[0]).digest()[:16]
     for call, request in (
         ("list", reading.List(source=SOURCE, point=9, folders=[1])),
+        ("list", reading.List(source=SOURCE, point=1, folders=[1] * 1001)),
         ("chunks", reading.Chunks(source=SOURCE, point=1, chunks=[77])),
     ):
         with pytest.raises(RemoteRefused):

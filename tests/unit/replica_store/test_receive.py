@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -16,10 +16,13 @@ import pytest_asyncio
 from strandline_contracts.codec import encode
 from strandline_contracts.shipping import Open
 from strandline_replica_store.errors import Busy
+from strandline_replica_store.files.manifest import ManifestWriter
 from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.replica.rules import OpenVerdict
 from strandline_replica_store.service import receive
+from strandline_replica_store.service.outboxes import Outboxes
 from strandline_replica_store.service.receive import Held, Lane, Receiver
+from strandline_replica_store.service.replica_state import state_of
 from strandline_replica_store.store import store as store_module
 from strandline_replica_store.store.store import Store
 from support.replicas import (
@@ -69,9 +72,8 @@ def store(tmp_path: Path) -> Store:
 
 @pytest_asyncio.fixture
 async def receiver(store: Store) -> AsyncIterator[Receiver]:
-    threads = ThreadPoolExecutor(4)
-    yield Receiver(store, threads)
-    threads.shutdown()
+    with ThreadPoolExecutor(4) as threads, ThreadPoolExecutor(4) as committing:
+        yield Receiver(store, threads, committing)
     store.close()
 
 
@@ -214,3 +216,42 @@ async def test_what_came_early_is_given_back_when_the_replica_was_closed(
     with pytest.raises(Busy):
         await asyncio.wait_for(waiting, 5)
     await check_commits(receiver, "j1", sent)
+
+
+async def test_commits_hold_up_no_other_source(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one thread to write, a commit that takes long, and an agent that asks all the while."""
+    with ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as committing:
+        receiver = Receiver(store, writing, committing)
+        lane, sent = await receiver.lane(SOURCE), made_up("j1", 1, 1)
+        await opened(lane, "j1")
+        assert set(await delivered(receiver, sent)) == {"ack"}
+        began, go_on, real = threading.Event(), threading.Event(), ManifestWriter.finish
+
+        def slow(*values: Any) -> None:
+            began.set()
+            assert go_on.wait(30)
+            real(*values)
+
+        monkeypatch.setattr(ManifestWriter, "finish", slow)
+        end = Delivered(encode(end_of("j1", sent)))
+        await receiver.handle([end])  # type: ignore[list-item]
+        await until(began.is_set, "the commit to begin")
+        with pytest.raises(Busy):
+            await opened(lane, "j2")
+        assert await delivered(receiver, [batch("old", 0)]) == ["nak"]
+        assert (await lane.wait("j1", 1, len(sent), 0)).state == "open"
+        outboxes = Outboxes(cast(Any, None), store, writing)
+        outboxes.changed(SOURCE)
+        with pytest.raises(Busy):
+            await outboxes._on_first(lambda _: [])
+        assert state_of(store, SOURCE).points == 0
+        # Another source's.
+        store.create(OTHER, "other", "files")
+        other = await receiver.lane(OTHER)
+        assert await asyncio.wait_for(opened(other, "k1"), 5) is OpenVerdict.FRESH
+        go_on.set()
+        await until(lambda: end.end, "the commit to end")
+        assert (await lane.wait("j1", 1, len(sent), 0)).state == "committed"
+    store.close()

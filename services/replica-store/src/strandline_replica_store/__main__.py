@@ -41,6 +41,8 @@ from strandline_runtime.settings import Settings
 from strandline_runtime.targets import CommandReceiver, JobRunner
 
 WRITE_THREADS = 2
+COMMIT_THREADS = 4
+"""A commit may take minutes: while so many go on, others' batches are taken all the same."""
 READ_THREADS = 2
 PULL_BATCH = 12
 MAX_JOBS = 4
@@ -70,6 +72,7 @@ async def main(service: Service[StoreSettings]) -> None:
     root = settings.root or str(settings.state_dir / "store")
     store = await asyncio.to_thread(_open_store, settings, root)
     writing = ThreadPoolExecutor(WRITE_THREADS, "write")
+    committing = ThreadPoolExecutor(COMMIT_THREADS, "commit")
     reading = ThreadPoolExecutor(READ_THREADS, "read")
     journal = await asyncio.to_thread(
         Journal,
@@ -78,7 +81,7 @@ async def main(service: Service[StoreSettings]) -> None:
         origin=caller("store", settings.instance),
     )
     outboxes = Outboxes(bus, store, writing)
-    receiver = Receiver(store, writing, outboxes.changed)
+    receiver = Receiver(store, writing, committing, outboxes.changed)
     admission = Admission(
         settings.site,
         settings.instance,
@@ -165,6 +168,7 @@ async def main(service: Service[StoreSettings]) -> None:
         service.ready(is_ready=False)
         await runner.stop()
         await asyncio.to_thread(writing.shutdown)
+        await asyncio.to_thread(committing.shutdown)
         await asyncio.to_thread(reading.shutdown)
         await asyncio.to_thread(store.close)
         await asyncio.to_thread(journal.close)

@@ -231,15 +231,19 @@ class ReplicaCore:
         return self._newest
 
     @contextmanager
-    def without_waiting(self) -> Iterator[None]:
-        """Hold the replica; raise Busy at once while a thread works in it."""
-        with at_once(self._lock):
+    def within(self, patience_s: float) -> Iterator[None]:
+        """Hold the replica; raise Busy where another thread works in it for longer than that."""
+        if not self._lock.acquire(timeout=patience_s):
+            raise Busy("another thread works in the replica")
+        try:
             yield
+        finally:
+            self._lock.release()
 
     @contextmanager
     def unused(self) -> Iterator[None]:
-        """Hold the replica as `without_waiting` does, and while nobody moves its chunks."""
-        with at_once(self.rewriting), self.without_waiting():
+        """Hold the replica while nobody works in it; raise Busy at once where somebody does."""
+        with at_once(self.rewriting), self.within(0):
             yield
 
     @property

@@ -14,6 +14,9 @@ from strandline_replica_store.store.store import Store
 from strandline_runtime.bus import Bus
 from strandline_runtime.outbox import OutboxPump
 
+PATIENCE_S = 1.0
+"""So long a replica is waited for that a thread works in."""
+
 
 class Outboxes:
     """Knows which replicas may have events to tell, and stands for the first of them.
@@ -65,6 +68,9 @@ class Outboxes:
 
     async def _try(self, source: str, work: Callable[[apsw.Connection], Any]) -> Any:
         def on_database() -> Any:
-            return self._store.replica(source).on_database(work)
+            replica = self._store.replica(source)
+            # A commit may take minutes: the others' events go out meanwhile.
+            with replica.within(PATIENCE_S):
+                return replica.on_database(work)
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, on_database)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple, TypeVar
 
@@ -111,6 +111,7 @@ class Lane:
         self._waiting: deque[Held] = deque()
         self._early: dict[int, Held] = {}
         self._drain: asyncio.Task[None] | None = None
+        self._commits = False
         self._changed = asyncio.Event()
         self._log = logger().bind(source=source)
 
@@ -120,9 +121,25 @@ class Lane:
         done = self._drain is None or self._drain.done()
         return done and not (self._waiting or self._early)
 
+    async def run(self, function: Callable[..., R], *values: Any) -> R:
+        """Run work on the replica in a thread.
+
+        Raises Busy at once while it commits: no thread is to wait for that, others need it.
+        """
+        if self._commits:
+            raise Busy(f"a recovery point of source {self.source} is being committed")
+        return await self._receiver.run(function, *values)
+
+    async def _commit(self, end: End) -> RecoveryPoint:
+        self._commits = True
+        try:
+            return await self._receiver.commit(self.replica.finish, end)
+        finally:
+            self._commits = False
+
     async def open(self, server: str, request: Open) -> RecoveryPoint | OpenVerdict:
         """Open an attempt; messages of the one that it fences are dropped."""
-        found = await self._receiver.run(self.replica.open_job, server, request)
+        found = await self.run(self.replica.open_job, server, request)
         if found in (OpenVerdict.FRESH, OpenVerdict.SAME):
             await self._follow_open()
         if found is OpenVerdict.FRESH:
@@ -169,7 +186,7 @@ class Lane:
         if (row := self._open_row(job, attempt)) is not None:
             # Answered here: while it commits, the replica itself answers nobody.
             return Waited(state="open", durable=row.durable)
-        return await self._receiver.run(self.replica.waited, job, attempt)
+        return await self.run(self.replica.waited, job, attempt)
 
     def receives(self, server: str, job: str, attempt: int) -> bool:
         """Tell whether this attempt of `server` is open."""
@@ -185,9 +202,9 @@ class Lane:
 
     async def abort(self, job: str, attempt: int, server: str, reason: str) -> Waited:
         """End an attempt for its agent."""
-        await self._receiver.run(self.replica.abort, job, attempt, server, reason)
+        await self.run(self.replica.abort, job, attempt, server, reason)
         await self._ended(job)
-        return await self._receiver.run(self.replica.waited, job, attempt)
+        return await self.run(self.replica.waited, job, attempt)
 
     async def put(self, server: str, held: Held) -> None:
         """Take a message; settle it at once when it has no turn to wait for."""
@@ -218,7 +235,7 @@ class Lane:
     async def _row_of(self, job: str) -> JobRow | None:
         if self._row is not None and self._row.job == job:
             return self._row
-        return await self._receiver.run(self.replica.job, job)
+        return await self.run(self.replica.job, job)
 
     async def _drop_late(self, held: Held) -> None:
         """Acknowledge a message that changes nothing; one that is still under way is let be."""
@@ -289,25 +306,22 @@ class Lane:
     async def _work(self, row: JobRow, group: list[Held]) -> None:
         if isinstance(group[0].label, EndLabel):
             end = decode(group[0].delivery.data, End)
-            point = await self._patiently(group, self.replica.finish, end)
+            point = await self._patiently(group, self._commit(end))
             self._log.info("point.committed", job=row.job, point=point.number)
             await self._ended(row.job)
             self._receiver.on_change(self.source)
         else:
             messages = [held.delivery.data for held in group]
-            durable = await self._patiently(
-                group, self.replica.take, row.job, row.attempt, messages
-            )
+            taking = self.run(self.replica.take, row.job, row.attempt, messages)
+            durable = await self._patiently(group, taking)
             if self._is_current(row):
                 self._row = row._replace(durable=durable)
                 self._tell()
         await self._settle(group)
 
-    async def _patiently(
-        self, group: Sequence[Held], function: Callable[..., R], *values: object
-    ) -> R:
-        """Run in a thread; meanwhile keep the bus from delivering again what we have."""
-        working = asyncio.ensure_future(self._receiver.run(function, *values))
+    async def _patiently(self, group: Sequence[Held], work: Coroutine[Any, Any, R]) -> R:
+        """Wait for work; meanwhile keep the bus from delivering again what we have."""
+        working = asyncio.ensure_future(work)
         while True:
             done, _ = await asyncio.wait({working}, timeout=IN_PROGRESS_EVERY_S)
             if done:
@@ -341,7 +355,7 @@ class Lane:
         """Fail the job; what it sent is of no use any more."""
         self._log.warning("job.failed", job=row.job, code=error.code, error=error.message)
         try:
-            await self._receiver.run(self.replica.fail, row.job, row.attempt, error)
+            await self.run(self.replica.fail, row.job, row.attempt, error)
             await self._ended(row.job)
         except StoreError as failure:
             # The job is open still: it fails when this comes again.
@@ -366,7 +380,7 @@ class Lane:
     async def _ended(self, job: str) -> None:
         """Follow a job into its end, and drop what still waits for it."""
         if self._row is not None and self._row.job == job:
-            row = await self._receiver.run(self.replica.job, job)
+            row = await self.run(self.replica.job, job)
             if row is None or row.state != "open":
                 self._row = row
                 self._tell()
@@ -389,13 +403,18 @@ class Receiver:
     """Takes what the bus delivers to this store and keeps the lanes."""
 
     def __init__(
-        self, store: Store, executor: Executor, on_change: Callable[[str], None] = lambda _: None
+        self,
+        store: Store,
+        executor: Executor,
+        committing: Executor,
+        on_change: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.store = store
         self.held = Bounded(HELD_MAX_BYTES)
         self.early_bytes = 0
         self.on_change = on_change
         self._executor = executor
+        self._committing = committing
         self._lanes: dict[str, Lane] = {}
         self._making = asyncio.Lock()
         self._waiters = 0
@@ -404,6 +423,10 @@ class Receiver:
     async def run(self, function: Callable[..., R], *values: Any) -> R:
         """Run blocking work in the store's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *values)
+
+    async def commit(self, function: Callable[[End], RecoveryPoint], end: End) -> RecoveryPoint:
+        """Commit in a thread that nothing else waits for."""
+        return await asyncio.get_running_loop().run_in_executor(self._committing, function, end)
 
     async def lane(self, source: str, *, to_receive: bool = False) -> Lane:
         """Return the lane of a source. Raises what Store.replica raises.

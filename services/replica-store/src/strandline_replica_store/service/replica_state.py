@@ -11,6 +11,8 @@ from strandline_replica_store.checking import scrub
 from strandline_replica_store.compaction.compact import known_live_bytes
 from strandline_replica_store.errors import StoreError, translated
 from strandline_replica_store.reading.reader import Reader
+from strandline_replica_store.replica import index
+from strandline_replica_store.replica.core import INCONSISTENT
 from strandline_replica_store.store.deleted import DeletedDamaged, Deletion
 from strandline_replica_store.store.store import Store
 
@@ -27,8 +29,9 @@ def state_of(store: Store, source: str) -> ReplicaState:
         stored_bytes = _size_bytes(folder)
     points = newest = damaged_chunks = verified_at_ns = live_bytes = 0
     try:
-        inconsistent = store.replica(source).inconsistent()
+        # By a reader alone: the replica itself answers nobody while it commits.
         with store.reader(source) as reader, translated():
+            inconsistent = index.get_meta(reader.conn, INCONSISTENT)
             points, newest = _points(reader)
             verified_at_ns, damaged_chunks = scrub.verified(reader.conn)
             live_bytes = known_live_bytes(reader.conn)
