@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -316,4 +317,29 @@ async def test_something_else_in_the_place_of_a_listed_file(
     assert set(ids(site)) == {"good"}
     monkeypatch.undo()
     assert (await site.full()).issues == []
+    await assert_restorable(site)
+
+
+async def test_a_page_changed_by_mmap_while_it_is_dirty(site: Site) -> None:
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", site.src], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    if kind in ("tmpfs", "ramfs", "overlayfs"):
+        pytest.skip(f"{kind} has no write-out")
+    path = site.src / "database"
+    path.write_bytes(bytes(1 << 17))
+    os.sync()
+    wait_for_the_file_clock()
+    await site.full()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[:3] = b"one"
+        wait_for_the_file_clock()
+        await site.full()
+        # The page is mapped for writing, and stays so until it is on its way to the disk.
+        mapped[:3] = b"two"
+        wait_for_the_file_clock()
+        await site.full()
+        mapped[:3] = b"six"
+        mapped.flush()
+    await site.full()
     await assert_restorable(site)

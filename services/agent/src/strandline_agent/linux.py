@@ -1,4 +1,5 @@
-"""The few calls of Linux that Python's os module lacks: statx for the birth time, and syncfs."""
+"""The few calls of Linux that Python's os module lacks: statx for the birth time, syncfs, and
+sync_file_range."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import sys
 import time
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_SYNC_FILE_RANGE_WRITE = 2
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
 _CLOCK_REALTIME_COARSE = 5
@@ -41,6 +44,16 @@ def syncfs(fd: int) -> None:
     if _libc.syncfs(fd) != 0:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
+
+
+def start_writing_out(fd: int, at: int, size: int) -> None:
+    """Begin to write what is dirty of a part of a file to its disk, and do not wait for it.
+
+    Who has the file mapped can change a dirty page without leaving a trace; on its way to the disk
+    it is protected, so that the next change sets the ctime. Where that is not to be had (tmpfs,
+    overlayfs) nothing happens; nor is anything told of errors, which are the writer's.
+    """
+    _libc.sync_file_range(fd, at, size, _SYNC_FILE_RANGE_WRITE)
 
 
 def file_clock_ns() -> int:

@@ -52,6 +52,9 @@ STEP_BYTES = 1024 * 1024
 """What is read at once."""
 TRIES = 3
 RETRY_WAIT_S = 0.05
+MAY_BE_DIRTY_NS = 600_000_000_000
+"""So long after its ctime a file may have pages that are not on the disk yet: Linux waits half a
+minute, a slow disk or a laptop's settings make more of it."""
 
 PAGE_BYTES = PAGE_BLOCKS * BLOCK_BYTES
 
@@ -469,6 +472,9 @@ class _Worker:
     ) -> None:
         """Read blocks and send out what differs from `old`; `new` gets their digests meanwhile."""
         task = reading.task
+        if reading.clock_ns - reading.before.st_ctime_ns < MAY_BE_DIRTY_NS:
+            # After `before`, before the first byte: what changes by mmap from now on shows there.
+            linux.start_writing_out(task.fd, first * BLOCK_BYTES, blocks * BLOCK_BYTES)
         for start, end in data_runs(task.fd, first * BLOCK_BYTES, (first + blocks) * BLOCK_BYTES):
             self._hole(task, old, new, first, start // BLOCK_BYTES)
             at = start
