@@ -267,7 +267,7 @@ async def test_a_second_name_made_while_the_first_is_read(
 ) -> None:
     make_folders(site.src, "p", "q")
     wait_for_the_file_clock()
-    original = scan.open_file
+    original = walk.open_file
     made: list[Path] = []
 
     def open_file(folder: int, name: bytes) -> int:
@@ -298,7 +298,7 @@ async def test_something_else_in_the_place_of_a_listed_file(
         path.write_bytes(b"before")
         await site.full()
     path.write_bytes(b"after")
-    original = scan.open_file
+    original = walk.open_file
 
     def open_file(folder: int, name: bytes) -> int:
         if name == b"file":

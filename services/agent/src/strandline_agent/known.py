@@ -446,7 +446,7 @@ class KnownIndex:
             self._conn.execute("COMMIT")
 
     def _pass_filled_ids(self) -> None:
-        """Give no id again that was filled in: a clock may stand where it stood at a former loss."""
+        """Give no id again that was filled in: the clock may stand where it stood once before."""
         last = self._conn.execute("SELECT MAX(id) FROM file").fetchone()[0] or ROOT
         self._next = max(self._next, last + 1)
         self._put_meta("next_file", self._next)
