@@ -16,6 +16,7 @@ import pytest
 from blake3 import blake3
 
 from strandline_contracts.codec import encode
+from strandline_contracts.events import DamageFound
 from strandline_contracts.points import (
     BLOCK_BYTES,
     CHUNK_BYTES,
@@ -31,6 +32,7 @@ from strandline_replica_store.files import segment
 from strandline_replica_store.replica.replica import Replica
 from strandline_replica_store.service.answers import FIRST_EXTENT, Answers
 from strandline_replica_store.store.store import Store
+from strandline_runtime import outbox
 from strandline_runtime.bus import Request
 from support.replicas import (
     SERVER,
@@ -316,6 +318,8 @@ def test_an_index_that_was_set_back_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "index.db").write_bytes(old)
     replica = open_replica(tmp_path)
     assert named(replica) == (11, 1, 1)
+    told = [event.data for _, event in replica.on_database(lambda conn: outbox.pending(conn, 100))]
+    assert [each.chunk for each in told if isinstance(each, DamageFound)] == [4]
     replica.close()
     # What is lost for good is no reason to do so each time.
     replica = open_replica(tmp_path)

@@ -1,9 +1,10 @@
 """Scrub: reads everything again, a little at a time, to find damage while it can be mended.
 
-A replica's pieces are its segments and manifests. When one of them has not been verified for long,
-a round begins: every piece is verified, the one that was longest not verified first, and then that
-every chunk which an extent names is there. The end of a round is told by an event. What was
-verified when lies in the index; losing it means only to verify again.
+A replica's pieces are its segments, those that should be there and are not too, and its manifests.
+When one of them has not been verified for long, a round begins: every piece is verified, the one
+that was longest not verified first, and then that every chunk which an extent names is there. The
+end of a round is told by an event. What was verified when lies in the index; losing it means only
+to verify again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from strandline_replica_store.checking.verify import (
     check_extents,
     check_manifest,
     check_segment,
+    segments_of,
 )
 from strandline_replica_store.errors import StoreError, translated
 from strandline_replica_store.files import manifest, segment
@@ -126,7 +128,9 @@ class Scrub:
         return True
 
     def _begin_if_due(self, replica: Replica, reader: Reader) -> Round | None:
-        segments = segment.numbers_in(replica.segments_folder)
+        # One that is gone is a piece as well: what was in it is lost, and that must be found.
+        there = segment.numbers_in(replica.segments_folder)
+        segments = sorted({*there, *segments_of(reader.conn)})
         now_ns = self._store.now_ns()
         replica.on_database(lambda conn: learn_pieces(conn, segments, now_ns))
         due_ns = due_at_ns(reader.conn, self._days)

@@ -27,17 +27,14 @@ from strandline_replica_store.reading.reader import (
     checked_of,
     merged,
 )
-from strandline_replica_store.replica import index, tree
+from strandline_replica_store.replica import index
+from strandline_replica_store.replica.damage import LOST, describe
 from strandline_replica_store.replica.index import ChunkRow
 
 THREADS = 2
 PAGE_ROWS = 512
 MAX_DAMAGES = 1000
 """So many are described; the count goes on."""
-MAX_PATHS = 100
-MAX_PATHS_BYTES = 64 * 1024
-"""An event is one message: some of the paths concerned are named in it."""
-MAX_POINTS = 1000
 _NOTHING = nullcontext()
 
 OnDamage = Callable[[DamageFound], None]
@@ -122,8 +119,7 @@ def verify(
     check_index(reader.conn)
     tally = Tally(on_damage, on_progress)
     stop = stop or threading.Event()
-    numbers = [row[0] for row in reader.conn.execute("SELECT DISTINCT segment FROM chunk")]
-    share: Iterator[int] = iter(sorted(numbers))
+    share: Iterator[int] = iter(segments_of(reader.conn))
     guard = threading.Lock()
     with ThreadPoolExecutor(THREADS, "verify") as pool:
         work: list[Future[None]] = [
@@ -173,7 +169,12 @@ def _check_segments(
 def check_segment(
     reader: Reader, number: int, tally: Tally, before_read: BeforeRead = lambda _: None
 ) -> None:
-    """Check every chunk that the index knows in a segment, and the segment's header."""
+    """Check every chunk that the index knows in a segment, and the segment's header.
+
+    Segment 0 holds those that lie nowhere.
+    """
+    # It is looked for under its name: one that is open may have been unlinked since.
+    reader.forget(number)
     header = reader.pread(number, 0, segment.SEGMENT_HEADER_BYTES)
     # A segment that is not there, or was only begun, is a matter of its chunks.
     reason = segment.wrong_header(header, number) if header else ""
@@ -186,20 +187,35 @@ def check_segment(
         _check_rows(reader, rows, known_bad, tally, before_read)
 
 
+_SEGMENTS = (
+    "WITH RECURSIVE found(number) AS (SELECT min(segment) FROM chunk UNION ALL"
+    " SELECT (SELECT min(segment) FROM chunk WHERE segment > number) FROM found"
+    " WHERE number IS NOT NULL) SELECT number FROM found WHERE number IS NOT NULL"
+)
+
+
+def segments_of(conn: apsw.Connection) -> list[int]:
+    """Return the segments in which the index knows chunks, rising, whether they are there or not.
+
+    0 is among them when there are chunks of which no copy is there.
+    """
+    return [int(number) for (number,) in conn.execute(_SEGMENTS)]
+
+
 def _pages(conn: apsw.Connection, number: int) -> Iterator[list[ChunkRow]]:
-    """Yield the chunks of a segment in order of place."""
-    after = -1
+    """Yield the chunks of a segment in order of place; those that lie nowhere have the same."""
+    after = (-1, 0)
     while True:
         found = conn.execute(
             "SELECT id, digest, plain_bytes, stored_bytes, codec, segment, offset FROM chunk"
-            " WHERE segment = ? AND offset > ? ORDER BY offset LIMIT ?",
-            (number, after, PAGE_ROWS),
+            " WHERE segment = ? AND (offset, id) > (?, ?) ORDER BY offset, id LIMIT ?",
+            (number, *after, PAGE_ROWS),
         )
         rows = [ChunkRow(*row) for row in found]
         if not rows:
             return
         yield rows
-        after = rows[-1].offset
+        after = (rows[-1].offset, rows[-1].id)
 
 
 def _check_rows(
@@ -217,34 +233,12 @@ def _check_rows(
             try:
                 checked_of(row, data[row.offset - place.offset :])
             except DamagedChunk as error:
-                tally.bad(describe(reader.conn, row, error.reason))
+                reason = error.reason if row.segment else LOST
+                tally.bad(describe(reader.conn, row, reason))
             else:
                 if row.id in known_bad:
                     tally.sound_again(row)
         tally.good(len(place.rows), sum(row.plain_bytes for row in place.rows))
-
-
-def describe(conn: apsw.Connection, row: ChunkRow, reason: str) -> DamageFound:
-    """Return what is known of a damaged chunk: the recovery points and paths that it harms."""
-    points = tree.points_of_chunk(conn, row.id, MAX_POINTS)
-    paths: set[bytes] = set()
-    room_bytes = MAX_PATHS_BYTES
-    for point in points[-1:] + points[:1]:
-        for file in tree.files_of_chunk(conn, point, row.id):
-            path = tree.path_of(conn, point, file)
-            if path is not None and path not in paths and len(path) <= room_bytes:
-                paths.add(path)
-                room_bytes -= len(path)
-            if len(paths) >= MAX_PATHS:
-                break
-    return DamageFound(
-        chunk=row.id,
-        segment=row.segment,
-        offset=row.offset,
-        reason=reason,
-        points=points,
-        files=sorted(paths)[:MAX_PATHS],
-    )
 
 
 def _check_manifests(

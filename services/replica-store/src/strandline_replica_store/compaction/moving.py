@@ -15,7 +15,6 @@ import apsw
 from blake3 import blake3
 
 from strandline_contracts.points import BLOCK_BYTES, CODEC_RAW
-from strandline_replica_store.checking.verify import describe
 from strandline_replica_store.compaction.gathering import (
     Moved,
     Run,
@@ -29,6 +28,7 @@ from strandline_replica_store.files.compression import compressed
 from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, SegmentWriter
 from strandline_replica_store.reading.reader import DamagedChunk, Reader, checked_of
 from strandline_replica_store.replica import index
+from strandline_replica_store.replica.damage import describe
 from strandline_replica_store.replica.index import FOREVER, ChunkRow
 from strandline_replica_store.replica.replica import Replica
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import apsw
@@ -19,10 +19,14 @@ from strandline_replica_store.errors import Damaged
 from strandline_replica_store.files import durable, manifest, segment
 from strandline_replica_store.files.manifest import Head
 from strandline_replica_store.files.segment import CHUNK_HEADER_BYTES, SEGMENT_HEADER_BYTES
-from strandline_replica_store.replica import dropping, index
+from strandline_replica_store.replica import dropping, index, mend
 from strandline_replica_store.replica.dropping import Chain, Step
 
 LEARNED_AT_ONCE_ROWS = 4096
+
+OnLost = Callable[[apsw.Connection, index.ChunkRow, str], None]
+"""Is told, inside the transaction that notes it, of a chunk that is found to be lost, and why; not
+of each one where very many are (mend.MAX_TOLD)."""
 
 
 # Segments
@@ -36,13 +40,14 @@ def agree_with_segments(
     anew: bool,
     era: int,
     below: int | None = None,
+    on_lost: OnLost = lambda *_: None,
 ) -> None:
     """Make chunk rows agree with segments: learn chunks, forget those whose bytes are not there.
 
-    Committed chunks without bytes are damaged, staged ones are forgotten. `anew` makes rows of all
-    that the segments hold, damage passed over; else what lies behind the first damage that the
-    index does not know was never relied on. Segments from `below` on are left alone. Raises
-    OSError, and Damaged for a segment of another source.
+    Committed chunks without bytes are damaged, and told `on_lost`, staged ones are forgotten.
+    `anew` makes rows of all that the segments hold, damage passed over; else what lies behind the
+    first damage that the index does not know was never relied on. Segments from `below` on are left
+    alone. Raises OSError, and Damaged for a segment of another source.
     """
     conn.execute(_DOUBTFUL)
     retired = _retired(conn, folder)
@@ -50,14 +55,14 @@ def agree_with_segments(
     known = list(conn.execute("SELECT DISTINCT segment FROM chunk"))
     for (missing,) in known:
         if missing not in numbers:
-            _forget_bytes(conn, missing, 0)
+            _forget_bytes(conn, missing, 0, on_lost)
     for number in numbers:
         if number in retired or (below is not None and number >= below):
             continue
         path = segment.path_of(folder, number)
         size_bytes, end_bytes = os.path.getsize(path), known_end(conn, number)
         if size_bytes < end_bytes:
-            _forget_bytes(conn, number, size_bytes)
+            _forget_bytes(conn, number, size_bytes, on_lost)
         elif size_bytes > end_bytes:
             learn(conn, path, number, source, end_bytes, anew=anew, era=era)
 
@@ -200,16 +205,32 @@ def forget_torn(conn: apsw.Connection) -> None:
         conn.execute("DELETE FROM chunk WHERE staged AND bad")
 
 
-def _forget_bytes(conn: apsw.Connection, number: int, size_bytes: int) -> None:
+def _forget_bytes(conn: apsw.Connection, number: int, size_bytes: int, on_lost: OnLost) -> None:
     """Drop staged chunks that lie behind `size_bytes`; committed ones there are damaged."""
-    values = (number, size_bytes - CHUNK_HEADER_BYTES)
+    behind = (number, size_bytes - CHUNK_HEADER_BYTES)
+    reason = f"segment {number} {'ends before it' if size_bytes else 'is missing'}"
     with index.transaction(conn):
         conn.execute(
-            "DELETE FROM chunk WHERE staged AND segment = ? AND offset + stored_bytes > ?", values
+            "DELETE FROM chunk WHERE staged AND segment = ? AND offset + stored_bytes > ?", behind
         )
+        lost = list(conn.execute(_SOUND_BEHIND, (*behind, mend.MAX_TOLD - _bad_chunks(conn))))
         conn.execute(
-            "UPDATE chunk SET bad = 1 WHERE segment = ? AND offset + stored_bytes > ?", values
+            "UPDATE chunk SET bad = 1 WHERE segment = ? AND offset + stored_bytes > ?", behind
         )
+        for row in lost:
+            on_lost(conn, index.ChunkRow(*row), reason)
+
+
+_SOUND_BEHIND = (
+    "SELECT id, digest, plain_bytes, stored_bytes, codec, segment, offset FROM chunk"
+    " WHERE segment = ? AND offset + stored_bytes > ? AND NOT bad ORDER BY offset LIMIT ?"
+)
+
+
+def _bad_chunks(conn: apsw.Connection) -> int:
+    """Return how many chunks are damaged, at most MAX_TOLD."""
+    counted = "SELECT count(*) FROM (SELECT 1 FROM chunk WHERE bad LIMIT ?)"
+    return int(conn.execute(counted, (mend.MAX_TOLD,)).get)
 
 
 # Manifests

@@ -16,7 +16,8 @@ import apsw
 from strandline_contracts.points import RecoveryPoint
 from strandline_replica_store.errors import Damaged
 from strandline_replica_store.files import durable, manifest
-from strandline_replica_store.replica import index, recovery
+from strandline_replica_store.replica import index, mend, recovery
+from strandline_replica_store.replica.index import ChunkRow
 from strandline_replica_store.replica.rules import as_parent
 from strandline_runtime.logs import logger
 
@@ -113,6 +114,30 @@ def take_over(old: apsw.Connection, conn: apsw.Connection) -> set[int]:
             _readable(old, "SELECT id, segment, offset FROM chunk WHERE bad"),
         )
     return {number for (number,) in _readable(old, "SELECT number FROM point")}
+
+
+def newly_bad(old: apsw.Connection | None, new: apsw.Connection) -> list[ChunkRow]:
+    """Return damaged chunks of recovery points of which perhaps nobody was told.
+
+    The old index did not call them damaged, or knew no place of theirs. At most MAX_TOLD are looked
+    at: where very many are damaged not each one is told.
+    """
+    rows = [ChunkRow(*row) for row in new.execute(_BAD, (mend.MAX_TOLD,))]
+    return [row for row in rows if old is None or not _was_bad(old, row.id)]
+
+
+_BAD = (
+    "SELECT id, digest, plain_bytes, stored_bytes, codec, segment, offset FROM chunk"
+    " WHERE bad AND NOT staged ORDER BY id LIMIT ?"
+)
+
+
+def _was_bad(old: apsw.Connection, chunk: int) -> bool:
+    try:
+        query = "SELECT 1 FROM chunk WHERE id = ? AND bad AND segment > 0"
+        return old.execute(query, (chunk,)).get is not None
+    except apsw.Error:
+        return False
 
 
 def is_settled(old: apsw.Connection) -> bool:

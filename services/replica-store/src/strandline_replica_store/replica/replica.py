@@ -28,6 +28,8 @@ from strandline_replica_store.replica.core import (
     era_of,
     next_generation,
 )
+from strandline_replica_store.replica.damage import LOST, SPOILED, describe
+from strandline_replica_store.replica.index import ChunkRow
 from strandline_replica_store.replica.receiving import Receiving
 from strandline_runtime.logs import logger
 
@@ -100,6 +102,7 @@ class Replica(Receiving):
             self.identity.source,
             anew=self._made_anew,
             era=era_of(self.folder),
+            on_lost=self._tell_lost,
         )
         differing = recovery.compare(self._conn, found)
         if differing.steps:
@@ -111,10 +114,22 @@ class Replica(Receiving):
         known = recovery.lost_chunks(self._conn)
         self._behind = True
         self._catch_up()
-        # Behind the first damage nothing was learned, but recovery points that the index had lost
-        # may name what lies there. Where it alone knows what manifests said it stays.
-        if recovery.lost_chunks(self._conn) > known and not self._made_anew and not self._lost:
+        if recovery.lost_chunks(self._conn) > known:
+            self._learn_more()
+
+    def _learn_more(self) -> None:
+        """Raise Incomplete where another index may know chunks that this one lacks, else tell.
+
+        Behind the first damage nothing was learned; but recovery points that the index had lost may
+        name what lies there.
+        """
+        # Where the index alone knows what manifests said it stays.
+        if not self._made_anew and not self._lost:
             raise recovery.Incomplete("it lacks chunks that manifests name")
+        with index.transaction(self._conn):
+            for row in reindex.newly_bad(None, self._conn):
+                if not row.segment:
+                    self._tell_lost(self._conn, row, LOST)
 
     def _come_to_rest(self) -> None:
         """Cut off what is torn, and go on with the job that was being received."""
@@ -186,6 +201,8 @@ class Replica(Receiving):
             if self._job is not None:
                 self._put_job(self._job, new)
             self._tell_difference(new, told, is_all=broken is None)
+            for row in reindex.newly_bad(old, new):
+                self._tell_lost(new, row, SPOILED if row.segment else LOST)
             if damage:
                 reason = f"index.db: {damage}; it was made anew"
                 found = DamageFound(chunk=0, segment=0, offset=0, reason=reason)
@@ -209,6 +226,10 @@ class Replica(Receiving):
         self._behind, self._rows_ahead = False, []
         self._newest = index.newest_point(self._conn)
         self._find_next_chunk()
+
+    def _tell_lost(self, conn: apsw.Connection, row: ChunkRow, reason: str) -> None:
+        """Tell of a chunk that is found to be lost; the caller holds the transaction."""
+        self.tell(conn, "damage", "found", describe(conn, row, reason))
 
     def _tell_difference(self, new: apsw.Connection, told: set[int], *, is_all: bool) -> None:
         """Tell of the points that the old index had not told of, and of those that are no more."""

@@ -24,7 +24,6 @@ from strandline_contracts.shipping import (
     Want,
     Wanted,
 )
-from strandline_replica_store.checking.verify import describe
 from strandline_replica_store.errors import (
     Fenced,
     NoSuch,
@@ -36,6 +35,7 @@ from strandline_replica_store.errors import (
 from strandline_replica_store.reading.reader import DamagedChunk, Reader
 from strandline_replica_store.reading.scope import Scope
 from strandline_replica_store.replica import index, mend, tree
+from strandline_replica_store.replica.damage import describe
 from strandline_replica_store.replica.rules import OpenVerdict
 from strandline_replica_store.service.admission import Admission
 from strandline_replica_store.service.receive import Lane, Receiver
