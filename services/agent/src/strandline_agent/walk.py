@@ -30,11 +30,12 @@ Plan = dict[bytes, "Plan | None"]
 class Folder:
     """A folder on the way: how to come to it and which file it is.
 
-    `path` is absolute. `relative` is the path below the protected path, which the excludes see.
-    `known` tells whether the index can have entries of it; `empty` that it shall show none.
+    `name` is the whole path where it has no parent. `known` tells whether the index can have
+    entries of it; `empty` that it shall show none. Paths are put together when they are asked for:
+    kept with each folder they would take memory by the square of the depth.
     """
 
-    __slots__ = ("device", "empty", "file", "known", "name", "parent", "path", "plan", "relative")
+    __slots__ = ("device", "empty", "file", "known", "name", "parent", "plan")
 
     def __init__(
         self,
@@ -43,8 +44,6 @@ class Folder:
         file: int,
         device: int,
         *,
-        path: bytes,
-        relative: bytes,
         known: bool,
         empty: bool,
         plan: Plan | None,
@@ -53,11 +52,29 @@ class Folder:
         self.name = name
         self.file = file
         self.device = device
-        self.path = path
-        self.relative = relative
         self.known = known
         self.empty = empty
         self.plan = plan
+
+    @property
+    def path(self) -> bytes:
+        """The absolute path; empty for `/`."""
+        names = [self.name]
+        here = self
+        while here.parent is not None:
+            here = here.parent
+            names.append(here.name)
+        return b"/".join(reversed(names))
+
+    @property
+    def relative(self) -> bytes:
+        """The path below the protected path, which the excludes see, with a slash at its end."""
+        names = [b""]
+        here = self
+        while here.parent is not None and here.parent.plan is None:
+            names.append(here.name)
+            here = here.parent
+        return b"/".join(reversed(names))
 
 
 def open_unnoticed(path: bytes, flags: int, folder: int | None = None) -> int:
@@ -130,13 +147,12 @@ class Walk:
         if self._only is None:
             paths = [path for path in self.paths if path != b"/"]
             root = Folder(
-                None, b"", ROOT, 0, path=b"", relative=b"", known=known, empty=False,
-                plan=make_plan(paths),
+                None, b"", ROOT, 0, known=known, empty=False, plan=make_plan(paths)
             )  # fmt: skip
             return root, None
         stat = os.lstat(self._only)
         root = Folder(
-            None, b"", ROOT, stat.st_dev, path=self._only.rstrip(b"/"), relative=b"", known=known,
+            None, self._only.rstrip(b"/"), ROOT, stat.st_dev, known=known,
             empty=stat.st_dev in self._pseudo, plan=None,
         )  # fmt: skip
         return root, stat
@@ -145,14 +161,11 @@ class Walk:
         """Return the folder that `listed` is, `file` being its id."""
         name, stat = listed
         plan = folder.plan.get(name) if folder.plan is not None else None
-        protected = folder.plan is not None and plan is None
         return Folder(
             folder,
             name,
             file,
             stat.st_dev,
-            path=folder.path + b"/" + name,
-            relative=b"" if protected or plan is not None else folder.relative + name + b"/",
             known=known,
             empty=stat.st_dev in self._pseudo and plan is None,
             plan=plan,
@@ -207,6 +220,7 @@ class Walk:
         bad: list[tuple[bytes, OSError]] = []
         device = folder.device
         excludes = self._excludes
+        relative = folder.relative if excludes else b""
         encode = os.fsencode
         with os.scandir(fd) as entries:
             for entry in entries:
@@ -218,7 +232,7 @@ class Walk:
                     bad.append((encode(entry.name), error))
                     continue
                 name = encode(entry.name)
-                if excludes and self._is_excluded(folder, name, stat):
+                if excludes and self._is_excluded(relative, name, stat):
                     continue
                 if stat.st_mode & 0o170000 == 0o040000 and self._is_own(stat):
                     continue
@@ -247,9 +261,9 @@ class Walk:
                 found.append(Listed(name, stat))
         return found, bad
 
-    def _is_excluded(self, folder: Folder, name: bytes, stat: os.stat_result) -> bool:
+    def _is_excluded(self, relative: bytes, name: bytes, stat: os.stat_result) -> bool:
         return self._excludes.leaves_out(
-            folder.relative + name, is_folder=stat_module.S_ISDIR(stat.st_mode)
+            relative + name, is_folder=stat_module.S_ISDIR(stat.st_mode)
         )
 
     def _is_own(self, stat: os.stat_result) -> bool:
