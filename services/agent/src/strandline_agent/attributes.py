@@ -70,9 +70,7 @@ def read_xattrs(path: bytes | int) -> tuple[list[tuple[bytes, bytes]], list[str]
             continue
         size += len(value) + len(name)
         if size > MAX_XATTRS_BYTES:
-            problems.append(
-                f"xattr {shown}: more than {MAX_XATTRS_BYTES} bytes in all"
-            )
+            problems.append(f"xattr {shown}: more than {MAX_XATTRS_BYTES} bytes in all")
             break
         found.append((os.fsencode(name), value))
     return found, problems
