@@ -174,13 +174,25 @@ class ReplicaCore:
             if self._closed:
                 raise Busy("the replica was closed meanwhile")
             if self._index_damage:
-                self._make_index_anew(self._index_damage)
+                self._mend_index()
             try:
                 yield
             except apsw.Error as error:
                 if means_damage(error):
                     self._index_damage = str(error)
                 raise
+
+    def _mend_index(self) -> None:
+        """Make the damaged index anew, but not beside who moves chunks: he ends at once for it.
+
+        What is being moved lies there twice, and the copy may be cut off again.
+        """
+        if not self.rewriting.acquire(blocking=False):
+            raise IndexDamaged("the index is made anew once no chunks are being moved")
+        try:
+            self._make_index_anew(self._index_damage)
+        finally:
+            self.rewriting.release()
 
     @contextmanager
     def steady_index(self) -> Iterator[None]:

@@ -249,6 +249,8 @@ class Replica(Receiving):
         Raises Damaged, naming the recovery points that are lost, when a manifest is damaged and the
         index itself is not sound enough to write it anew.
         """
+        with self._working():
+            pass  # a damaged one is made anew first: what follows reads it
         with self.rewriting, self.maintenance:
             self._rewrite_damaged()
             self._rewrite_stale()
