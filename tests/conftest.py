@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest_asyncio
 from strandline_contracts.names import Role
 from strandline_runtime.bus import Bus
 from support.nats import NatsServer, SiteBus
+
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that:
+# a command that a test interrupts would go on for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PLAIN_CONFIG = """
 listen: "127.0.0.1:{port}"
