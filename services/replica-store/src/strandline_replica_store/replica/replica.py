@@ -159,7 +159,8 @@ class Replica(Receiving):
         """Make another index from what it is a projection of, and put it in the place of this."""
         self._rebuilding = True
         self._index_damage = reason
-        logger().error("index.made_anew", source=self.identity.source, reason=reason)
+        level = logger().error if is_damage else logger().warning
+        level("index.made_anew", source=self.identity.source, reason=reason)
         try:
             old = self._index or reindex.connect_to_rest(self.index_path)
             if old is None or not reindex.is_settled(old):

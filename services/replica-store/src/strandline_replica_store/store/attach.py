@@ -33,6 +33,7 @@ from strandline_replica_store.errors import (
 from strandline_replica_store.files import durable, manifest, segment
 from strandline_replica_store.replica import reindex
 from strandline_replica_store.replica.replica import RESERVE_BYTES, Identity, Replica
+from strandline_runtime import logs
 
 _SOURCE = re.compile(r"[0-9a-f]{16}\Z")
 _LEFT_BEHIND = ("deleted.json", "policies.json")
@@ -290,6 +291,7 @@ def main(argv: list[str]) -> int:
     if len(argv) != 3 or argv[0] not in work:
         sys.stderr.write(__doc__ or "")
         return 2
+    logs.set_up("error", "console")
     try:
         with translated():
             found = work[argv[0]](argv[1], argv[2])
